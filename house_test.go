@@ -1,0 +1,84 @@
+package respaldo_test
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/respaldo-backup/respaldo"
+
+// rule says that packages below From import nothing below any of Not. Because is what a
+// reader is told when it is broken.
+type rule struct {
+	From    string
+	Not     []string
+	Except  []string
+	Because string
+}
+
+var rules = []rule{
+	{From: "", Not: []string{module + "/", "github.com/", "golang.org/"}, Except: []string{"internal/", "cmd/", "lab/", "bench/"},
+		Because: "the vocabulary depends on the standard library only"},
+	{From: "internal/mysql", Not: []string{module + "/internal/volume", module + "/internal/repo", module + "/internal/ledger", module + "/internal/backup"},
+		Because: "the middle packages never know each other; internal/backup brings them together"},
+	{From: "internal/volume", Not: []string{module + "/internal/mysql", module + "/internal/repo", module + "/internal/ledger", module + "/internal/backup"},
+		Because: "the middle packages never know each other; internal/backup brings them together"},
+	{From: "internal/repo", Not: []string{module + "/internal/mysql", module + "/internal/volume", module + "/internal/ledger", module + "/internal/backup"},
+		Because: "the middle packages never know each other; internal/backup brings them together"},
+	{From: "internal/", Not: []string{module + "/cmd", module + "/lab"},
+		Because: "a package does not know the program it is part of, nor its tests' lab"},
+	{From: "", Not: []string{"os/exec"}, Except: []string{"internal/run/", "lab/", "bench/"},
+		Because: "internal/run is the one door to external programs: one place to log, time, redact and fake"},
+	{From: "", Not: []string{"github.com/kopia/kopia"}, Except: []string{"internal/repo/"},
+		Because: "internal/repo is the only one who knows what the repository is made of"},
+}
+
+// The house keeps its shape: imports point one way.
+func TestImportsPointOneWay(t *testing.T) {
+	files := 0
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata") {
+			return filepath.SkipDir
+		}
+		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		files++
+		parsed, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		for _, spec := range parsed.Imports {
+			imported, _ := strconv.Unquote(spec.Path.Value)
+			for _, r := range rules {
+				if r.breaks(filepath.ToSlash(path), imported) {
+					t.Errorf("%s imports %s, but %s", path, imported, r.Because)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if files < 10 {
+		t.Fatalf("looked at %d files only: not run from the top of the house", files)
+	}
+}
+
+func (r rule) breaks(path, imported string) bool {
+	below := func(prefix string) bool { return strings.HasPrefix(path, prefix) }
+	if !below(r.From) || slices.ContainsFunc(r.Except, below) {
+		return false
+	}
+	return slices.ContainsFunc(r.Not, func(not string) bool { return imported == not || strings.HasPrefix(imported, strings.TrimSuffix(not, "/")+"/") })
+}
