@@ -36,16 +36,11 @@ type Config struct {
 	servers map[string]Server
 }
 
-// Repository is where backups go and how to get in. The password and keys themselves are
-// never in the configuration: see Password.
+// Repository is where backups go and how to get in. The password itself is never in the
+// configuration: see Password.
 type Repository struct {
 	URL          string
 	PasswordFile string
-	// CredentialsFile holds an S3 access key; see docs/configuration.md.
-	CredentialsFile string
-	// IdentityFile and KnownHostsFile are ssh's, for SFTP.
-	IdentityFile   string
-	KnownHostsFile string
 }
 
 // Server is one server and how it is backed up.

@@ -156,7 +156,7 @@ func TestSeveralServers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if reports.Prove != respaldo.ProveFull || reports.Keep != (Keep{Last: 2}) || !strings.HasPrefix(reports.Repository.URL, "s3://reports-backup/") || reports.Repository.IdentityFile != "" {
+	if reports.Prove != respaldo.ProveFull || reports.Keep != (Keep{Last: 2}) || !strings.HasPrefix(reports.Repository.URL, "s3://reports-backup/") {
 		t.Errorf("reports: %+v", reports)
 	}
 }

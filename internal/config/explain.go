@@ -94,7 +94,7 @@ func unknownKey(path []string) (what, hint string) {
 		what += " in [" + section + "]"
 	}
 	if secret.MatchString(key) {
-		return what, "secrets do not belong into this file: use password_file or credentials_file in [repository], and MySQL's own option files"
+		return what, "secrets do not belong into this file: use password_file in [repository], and MySQL's own option files for the server's"
 	}
 	if near := nearest(key, fields); near != "" {
 		return what, fmt.Sprintf("did you mean %q?", near)

@@ -32,11 +32,8 @@ type document struct {
 }
 
 type repositorySection struct {
-	URL             string   `toml:"url"`
-	PasswordFile    absolute `toml:"password_file"`
-	CredentialsFile absolute `toml:"credentials_file"`
-	IdentityFile    absolute `toml:"identity_file"`
-	KnownHostsFile  absolute `toml:"known_hosts_file"`
+	URL          string   `toml:"url"`
+	PasswordFile absolute `toml:"password_file"`
 }
 
 type thresholdSection struct {
@@ -173,13 +170,7 @@ func (r *repositorySection) resolve(common Repository) Repository {
 	if r == nil {
 		return common
 	}
-	return Repository{
-		URL:             r.URL,
-		PasswordFile:    string(r.PasswordFile),
-		CredentialsFile: string(r.CredentialsFile),
-		IdentityFile:    string(r.IdentityFile),
-		KnownHostsFile:  string(r.KnownHostsFile),
-	}
+	return Repository{URL: r.URL, PasswordFile: string(r.PasswordFile)}
 }
 
 func (s serverSection) resolve(name string, repository Repository, keep *Keep) Server {
