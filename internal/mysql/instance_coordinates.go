@@ -1,0 +1,236 @@
+package mysql
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/respaldo-backup/respaldo"
+)
+
+// Coordinates are where the origin's history ends in the recovered image: File and
+// Position are the end of the last complete group in the last of the origin's binlogs
+// (the instance itself writes to a new one), GTIDSet is what the instance states.
+// Without binlogs they are zero. The upstream of a replica is not among them.
+func (i *Instance) Coordinates(ctx context.Context) (respaldo.Coordinates, error) {
+	var at respaldo.Coordinates
+	b := i.image.binlogs
+	if !b.on {
+		return at, nil
+	}
+	set, err := i.gtidSet(ctx)
+	if err != nil {
+		return at, err
+	}
+	at.GTIDSet = set
+	if at.File = b.last(); at.File == "" {
+		return at, nil
+	}
+	scan, err := i.scan(at.File, 0)
+	if err != nil {
+		return at, err
+	}
+	at.Position = uint64(scan.End)
+	if scan.Encrypted {
+		at.Position, err = i.listedSize(ctx, at.File)
+	}
+	return at, err
+}
+
+// gtidSet is empty where GTIDs are not in use.
+func (i *Instance) gtidSet(ctx context.Context) (string, error) {
+	query := "SELECT @@GLOBAL.gtid_executed"
+	if i.request.Manifest.Version.Flavor == respaldo.MariaDB {
+		query = "SELECT @@GLOBAL.gtid_binlog_pos"
+	}
+	var set string
+	if err := i.db.QueryRowContext(ctx, query).Scan(&set); err != nil {
+		return "", i.asking("the GTID set", err)
+	}
+	return strings.ReplaceAll(set, "\n", ""), nil
+}
+
+func (i *Instance) scan(name string, from int64) (binlogScan, error) {
+	root, err := os.OpenRoot(i.image.binlogs.local)
+	if err != nil {
+		return binlogScan{}, err
+	}
+	defer root.Close()
+	f, err := root.Open(name)
+	if err != nil {
+		return binlogScan{}, err
+	}
+	defer f.Close()
+	scan, err := scanBinlog(f, from)
+	if err != nil {
+		return scan, fmt.Errorf("reading binlog %s of the image: %w", name, err)
+	}
+	return scan, nil
+}
+
+// listedSize asks the server for the size of a binlog that we cannot read.
+func (i *Instance) listedSize(ctx context.Context, name string) (uint64, error) {
+	rows, err := i.db.QueryContext(ctx, "SHOW BINARY LOGS")
+	if err != nil {
+		return 0, i.asking("its binlogs", err)
+	}
+	defer rows.Close()
+	columns, err := rows.Columns()
+	if err != nil {
+		return 0, err
+	}
+	for rows.Next() {
+		var file string
+		var size uint64
+		values := []any{&file, &size, new(any)}[:min(3, len(columns))] // MySQL 8 adds "Encrypted"
+		if err := rows.Scan(values...); err != nil {
+			return 0, i.asking("its binlogs", err)
+		}
+		if file == name {
+			return size, nil
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return 0, i.asking("its binlogs", err)
+	}
+	return 0, fmt.Errorf("the instance does not list the origin's binlog %s", name)
+}
+
+func (i *Instance) asking(what string, err error) error {
+	return fmt.Errorf("asking the instance for %s: %w", what, err)
+}
+
+// compare tells in which ways the recovered image is not at the coordinates of the lock.
+//
+// Equal means that no transaction lies between the two. Bytes may: under the lock a server
+// still notes binlog checkpoints (MariaDB), and a clean shutdown after it writes a stop
+// event.
+func (i *Instance) compare(ctx context.Context, at respaldo.Coordinates) ([]string, error) {
+	want := i.request.Manifest.Quiesced.Coordinates
+	if want.File == "" || !i.image.binlogs.on {
+		return nil, nil
+	}
+	problems, err := i.compareFiles(want, at)
+	if err != nil {
+		return nil, err
+	}
+	equal, err := i.sameSet(ctx, want.GTIDSet, at.GTIDSet)
+	if err != nil {
+		return nil, err
+	}
+	if !equal {
+		problems = append(problems, fmt.Sprintf("not exact: the lock had GTID set %s, the recovered image has %s", want.GTIDSet, at.GTIDSet))
+	}
+	return problems, nil
+}
+
+func (i *Instance) compareFiles(want, at respaldo.Coordinates) (problems []string, err error) {
+	notExact := func(format string, args ...any) {
+		problems = append(problems, fmt.Sprintf("not exact: the lock was at %s, ", want)+fmt.Sprintf(format, args...))
+	}
+	files := i.image.binlogs.files
+	first := slices.Index(files, want.File)
+	if first < 0 {
+		notExact("the image ends at %s and does not have that binlog", at)
+		return problems, nil
+	}
+	groups := 0
+	for n, name := range files[first:] {
+		from := int64(0)
+		if n == 0 {
+			from = int64(want.Position)
+		}
+		scan, err := i.scan(name, from)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case scan.Encrypted: // only the sizes can be compared
+			if at.File != want.File || at.Position != want.Position {
+				notExact("the image is at %s", at)
+			}
+			return problems, nil
+		case n == 0 && scan.End < from:
+			notExact("the image's binlog ends at %d", scan.End)
+		case n == 0 && !scan.Boundary:
+			notExact("which is inside a transaction of the image's binlog")
+		}
+		groups += scan.Groups
+	}
+	if groups > 0 {
+		notExact("the image goes on to %s, %d transaction(s) later", at, groups)
+	}
+	own, err := i.ownGroups()
+	if own > 0 {
+		notExact("recovery itself wrote %d statement(s) to a new binlog (an interrupted ALTER or DROP TABLE was finished)", own)
+	}
+	return problems, err
+}
+
+// ownGroups counts what the instance wrote into binlogs of its own. MariaDB finishes an
+// interrupted DDL statement and logs it there: the origin logs the same statement later
+// and elsewhere.
+func (i *Instance) ownGroups() (int, error) {
+	b := i.image.binlogs
+	root, err := os.OpenRoot(b.local)
+	if err != nil {
+		return 0, err
+	}
+	defer root.Close()
+	present, err := binlogsIn(root, b.base)
+	if err != nil {
+		return 0, err
+	}
+	index, err := fs.ReadFile(root.FS(), b.base+".index")
+	if err != nil {
+		return 0, err
+	}
+	var listed []string
+	for line := range strings.Lines(string(index)) {
+		listed = append(listed, filepath.Base(strings.TrimSpace(line)))
+	}
+	groups := 0
+	for _, name := range present {
+		if slices.Contains(b.files, name) || !slices.Contains(listed, name) {
+			continue
+		}
+		scan, err := i.scan(name, 0)
+		if err != nil {
+			return 0, err
+		}
+		groups += scan.Groups
+	}
+	return groups, nil
+}
+
+// sameSet compares two GTID sets. An empty wanted one (GTIDs off, or not known) equals all.
+func (i *Instance) sameSet(ctx context.Context, want, have string) (bool, error) {
+	if want == "" || want == have {
+		return true, nil
+	}
+	if i.request.Manifest.Version.Flavor == respaldo.MariaDB {
+		return maps.Equal(byDomain(want), byDomain(have)), nil
+	}
+	var equal bool
+	err := i.db.QueryRowContext(ctx, "SELECT GTID_SUBSET(?, ?) AND GTID_SUBSET(?, ?)", want, have, have, want).Scan(&equal)
+	if err != nil {
+		return false, i.asking("a comparison of GTID sets", err)
+	}
+	return equal, nil
+}
+
+// byDomain reads MariaDB's "0-1-42,5-2-7": a position in each domain, in any order.
+func byDomain(set string) map[string]string {
+	domains := map[string]string{}
+	for gtid := range strings.SplitSeq(set, ",") {
+		gtid = strings.TrimSpace(gtid)
+		domain, _, _ := strings.Cut(gtid, "-")
+		domains[domain] = gtid
+	}
+	return domains
+}

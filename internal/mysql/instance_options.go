@@ -1,0 +1,261 @@
+package mysql
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/respaldo-backup/respaldo"
+)
+
+// carried are the origin's variables that its files need to be opened, recovered and
+// understood in the same way. Everything else keeps the server's default: what is not
+// here cannot harm. The names are those of all versions; a server is told those that the
+// origin had.
+var carried = []string{
+	"basedir", "lc_messages_dir", "character_sets_dir", "plugin_dir",
+	"lower_case_table_names",
+
+	"innodb_page_size", "innodb_data_file_path", "innodb_file_per_table", "innodb_autoextend_increment",
+	"innodb_log_file_size", "innodb_log_files_in_group", "innodb_redo_log_capacity", "innodb_log_block_size",
+	"innodb_undo_tablespaces", "innodb_undo_logs", "innodb_rollback_segments",
+	"innodb_checksum_algorithm", "innodb_log_checksums", "innodb_log_checksum_algorithm",
+	"innodb_doublewrite", "innodb_doublewrite_files", "innodb_doublewrite_pages",
+	"innodb_flush_method", "innodb_support_xa",
+	"innodb_file_format", "innodb_large_prefix", "innodb_default_row_format", "innodb_strict_mode",
+	"innodb_compression_algorithm", "innodb_compression_default", "innodb_compression_level",
+	"innodb_encrypt_tables", "innodb_encrypt_log", "innodb_encrypt_temporary_tables", "innodb_default_encryption_key_id",
+	"innodb_redo_log_encrypt", "innodb_undo_log_encrypt", "default_table_encryption",
+
+	"aria_block_size", "aria_log_file_size", "aria_encrypt_tables", "myisam_data_pointer_size",
+	"ft_min_word_len", "ft_max_word_len",
+
+	"binlog_format", "binlog_checksum", "binlog_row_image", "log_slave_updates", "log_replica_updates",
+	"gtid_mode", "enforce_gtid_consistency", "gtid_domain_id",
+	"binlog_gtid_simple_recovery", "simplified_binlog_gtid_recovery",
+	"encrypt_binlog", "binlog_encryption", "log_bin_compress",
+	"master_info_repository", "relay_log_info_repository",
+
+	"character_set_server", "collation_server", "default_storage_engine", "sql_mode", "old_mode",
+	"explicit_defaults_for_timestamp", "max_allowed_packet", "log_bin_trust_function_creators",
+}
+
+// carriedDirs are carried too, but lead somewhere: only where the image has a copy.
+var carriedDirs = []string{
+	"innodb_data_home_dir", "innodb_log_group_home_dir", "innodb_undo_directory", "innodb_doublewrite_dir", "aria_log_dir_path",
+}
+
+// keyVariables belong to the key plugins whose files travel with an image, by the prefix
+// of their names. A variable of a plugin is there only while it is loaded.
+var keyVariables = []struct{ prefix, load string }{
+	{"file_key_management_", "--plugin-load-add=file_key_management"},
+	{"keyring_file_", "--early-plugin-load=keyring_file.so"},
+	{"keyring_encrypted_file_", "--early-plugin-load=keyring_encrypted_file.so"},
+}
+
+// readers are MariaDB's plugins without which some tables cannot be read. Loaded where
+// the origin has them: they do nothing by themselves. Others, in mysql.plugin or not, stay
+// out: they may write files (server_audit) or talk to the network.
+var readers = []string{
+	"ha_archive", "ha_blackhole",
+	"provider_bzip2", "provider_lz4", "provider_lzma", "provider_lzo", "provider_snappy",
+}
+
+// options is the instance's command line after the program.
+func (img *image) options(request InstanceRequest) ([]string, error) {
+	m := request.Manifest
+	o := &optionList{version: m.Version, variables: m.Variables, list: []string{"--no-defaults"}}
+	scratch := filepath.Join(img.dataDir, scratchName)
+	if m.Version.AtLeast(respaldo.MySQL, 8, 0, 0) {
+		o.add("--persisted-globals-load=OFF") // mysqld-auto.cnf beats the command line otherwise
+	}
+	if img.uid == 0 {
+		o.add("--user=root") // refused without
+	}
+
+	// Where it lives.
+	o.add("--datadir="+img.dataDir,
+		// Relative to the data directory, into which every version changes: a long path
+		// would not fit into a socket address.
+		"--socket="+filepath.Join(scratchName, socketName),
+		"--pid-file="+filepath.Join(scratch, "mysqld.pid"),
+		"--log-error="+filepath.Join(scratch, errorLogName),
+		"--tmpdir="+filepath.Join(scratch, "tmp"),
+		"--secure-file-priv="+filepath.Join(scratch, "files"),
+		"--general-log=OFF", "--general-log-file="+filepath.Join(scratch, "general.log"),
+		"--slow-query-log=OFF", "--slow-query-log-file="+filepath.Join(scratch, "slow.log"),
+		"--loose-log-error-verbosity=3")
+
+	// What its files need.
+	o.carry(carried...)
+	if err := o.carryDirs(img); err != nil {
+		return nil, err
+	}
+	if zone := m.Variables["time_zone"]; zone != "" {
+		o.add("--default-time-zone=" + zone)
+	}
+	o.carryKeys()
+	if m.Version.Flavor == respaldo.MariaDB {
+		for _, plugin := range readers {
+			if _, err := os.Stat(filepath.Join(m.Variables["plugin_dir"], plugin+".so")); err == nil {
+				o.add("--plugin-load-add=" + plugin)
+			}
+		}
+	}
+	o.binlog(img)
+
+	// What must not happen.
+	o.silence(m.Variables)
+	if request.Account == nil {
+		o.add("--skip-grant-tables")
+	}
+	o.bound(request.Memory)
+	return append(o.list, request.Options...), nil
+}
+
+type optionList struct {
+	version   respaldo.Version
+	variables map[string]string
+	list      []string
+}
+
+func (o *optionList) add(options ...string) { o.list = append(o.list, options...) }
+
+// carry repeats the origin's settings; loose, because not every variable is an option.
+func (o *optionList) carry(names ...string) {
+	for _, name := range names {
+		if value := o.variables[name]; value != "" {
+			o.add("--loose-" + strings.ReplaceAll(name, "_", "-") + "=" + value)
+		}
+	}
+}
+
+func (o *optionList) carryDirs(img *image) error {
+	for _, name := range carriedDirs {
+		dir := o.variables[name]
+		if dir == "" {
+			continue
+		}
+		if filepath.IsAbs(dir) {
+			if _, ok := img.find(filepath.Clean(dir)); !ok {
+				return refused(fmt.Sprintf("the image has no copy of %s (%s)", dir, name), "a server without it would not be the origin")
+			}
+		}
+		o.carry(name)
+	}
+	// An unset home means the data directory; an empty one, which looks the same in the
+	// variables, means that the paths of the files are whole.
+	if o.variables["innodb_data_home_dir"] == "" && strings.Contains(";"+o.variables["innodb_data_file_path"], ";/") {
+		o.add("--innodb-data-home-dir=")
+	}
+	var known []string
+	for _, dir := range strings.Split(o.variables["innodb_directories"], ";") {
+		if _, ok := img.find(filepath.Clean(dir)); ok {
+			known = append(known, dir)
+		}
+	}
+	if len(known) > 0 {
+		o.add("--loose-innodb-directories=" + strings.Join(known, ";"))
+	}
+	for _, db := range strings.Split(o.variables["ignore_db_dirs"]+","+scratchName, ",") {
+		switch {
+		case db == "":
+		case o.version.Flavor == respaldo.MariaDB:
+			o.add("--ignore-db-dirs=" + db)
+		case !o.version.AtLeast(respaldo.MySQL, 8, 0, 0):
+			o.add("--loose-ignore-db-dir=" + db)
+		}
+	}
+	return nil
+}
+
+func (o *optionList) carryKeys() {
+	for _, key := range keyVariables {
+		loaded := false
+		for name, value := range o.variables {
+			if strings.HasPrefix(name, key.prefix) && value != "" {
+				o.carry(name)
+				loaded = true
+			}
+		}
+		if loaded {
+			o.add(key.load)
+		}
+	}
+}
+
+// binlog is on if and only if the origin's was. A transaction may be prepared in InnoDB
+// and already in the binlog; recovery commits it only with the binlog in hand (without,
+// MySQL silently rolls it back and MariaDB refuses to start). A server without binlogs
+// has tc.log for that.
+func (o *optionList) binlog(img *image) {
+	if !img.binlogs.on {
+		o.add("--skip-log-bin")
+		return
+	}
+	o.add("--log-bin="+img.binlogs.option(img.dataDir),
+		"--log-bin-index="+img.binlogs.index(img.dataDir),
+		"--loose-expire-logs-days=0", "--loose-binlog-expire-logs-seconds=0", "--loose-binlog-expire-logs-auto-purge=OFF",
+		"--loose-max-binlog-total-size=0",
+		"--sync-binlog=0")
+}
+
+// silence keeps the instance to itself.
+func (o *optionList) silence(variables map[string]string) {
+	o.add("--server-id="+strconv.FormatUint(uint64(ownServerID(variables["server_id"])), 10),
+		"--skip-networking", "--skip-name-resolve", "--local-infile=OFF",
+		"--event-scheduler=DISABLED",
+		"--relay-log="+relayLogName, "--relay-log-index="+relayLogName+".index", "--loose-relay-log-recovery=OFF",
+		"--loose-mysqlx=OFF",
+		"--loose-wsrep-on=OFF", "--loose-wsrep-provider=none",
+		"--loose-innodb-dedicated-server=OFF",
+		"--loose-innodb-buffer-pool-load-at-startup=OFF", "--loose-innodb-buffer-pool-dump-at-shutdown=OFF",
+		"--loose-innodb-encryption-threads=0",
+		"--loose-auto-generate-certs=OFF", "--loose-sha256-password-auto-generate-rsa-keys=OFF",
+		"--loose-caching-sha2-password-auto-generate-rsa-keys=OFF")
+	if o.version.AtLeast(respaldo.MySQL, 8, 0, 26) {
+		o.add("--skip-replica-start")
+	} else {
+		o.add("--skip-slave-start")
+	}
+	if o.version.AtLeast(respaldo.MySQL, 8, 0, 16) {
+		o.add("--upgrade=NONE")
+	}
+}
+
+// relayLogName is a name that the origin's replication metadata do not point to.
+const relayLogName = "respaldo-relay"
+
+// ownServerID differs from the origin's, and from everybody else's as far as chance goes.
+func ownServerID(origin string) uint32 {
+	for {
+		id := 1<<31 + rand.Uint32N(1<<30)
+		if strconv.FormatUint(uint64(id), 10) != origin {
+			return id
+		}
+	}
+}
+
+const defaultMemory = 256 << 20
+
+// bound keeps the instance small: it shares the machine with the origin.
+func (o *optionList) bound(memory int64) {
+	if memory <= 0 {
+		memory = defaultMemory
+	}
+	pool := max(memory/2, 24<<20) &^ (8<<20 - 1)
+	bytes := func(n int64) string { return strconv.FormatInt(n, 10) }
+	o.add("--innodb-buffer-pool-size="+bytes(pool),
+		"--loose-innodb-buffer-pool-size-max="+bytes(pool), // MariaDB reserves 8 TiB of addresses otherwise
+		"--loose-innodb-buffer-pool-chunk-size="+bytes(8<<20), "--loose-innodb-buffer-pool-instances=1",
+		// Kernel AIO contexts are few, and the origin has the first claim.
+		"--innodb-use-native-aio=OFF", "--innodb-read-io-threads=2", "--innodb-write-io-threads=2", "--loose-innodb-purge-threads=1",
+		"--innodb-flush-log-at-trx-commit=0",
+		"--performance-schema=OFF",
+		"--key-buffer-size="+bytes(max(memory/32, 4<<20)), "--loose-aria-pagecache-buffer-size="+bytes(max(memory/32, 4<<20)),
+		"--loose-query-cache-size=0", "--loose-temptable-max-ram="+bytes(max(memory/8, 16<<20)),
+		"--table-open-cache=400", "--table-definition-cache=400", "--max-connections=16")
+}

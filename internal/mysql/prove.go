@@ -1,0 +1,71 @@
+package mysql
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/respaldo-backup/respaldo"
+)
+
+// stopTimeout is how long a proved instance may take to shut down before it is killed.
+// Nobody needs its files any more.
+const stopTimeout = 30 * time.Second
+
+// Prove starts the image, lets it recover, compares its coordinates with those of the
+// lock, checks its tables and stops it. An image that fails yields both a Proof with OK
+// false and its Problems, and a NotProved error; the log stays in Scratch. Any other
+// error (cancelled, forbidden by the host) says nothing about the image.
+// respaldo.ProveNone does nothing and is recorded as unproved.
+func Prove(ctx context.Context, request InstanceRequest, level respaldo.ProveLevel) (respaldo.Proof, error) {
+	proof := respaldo.Proof{Level: level, At: time.Now().UTC()}
+	if level == respaldo.ProveNone {
+		return respaldo.Proof{Level: level}, nil
+	}
+	// Its data are thrown away: no reason to write them out before leaving.
+	request.Options = append([]string{"--innodb-fast-shutdown=2"}, request.Options...)
+	i, err := StartInstance(ctx, request)
+	if respaldo.KindOf(err) == respaldo.NotProved && err != nil {
+		proof.Problems = []string{err.Error()}
+		return proof, err
+	}
+	if err != nil {
+		return proof, err
+	}
+	problems, err := i.examine(ctx, level, &proof)
+	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	if err := errors.Join(err, i.Stop(stopping)); err != nil {
+		return proof, err
+	}
+	problems = append(problems, i.corruption()...)
+	proof.Problems = problems
+	proof.OK = len(problems) == 0
+	if proof.OK {
+		return proof, nil
+	}
+	return proof, &respaldo.Error{
+		Kind: respaldo.NotProved,
+		What: fmt.Sprintf("the image has %d problem(s), the first: %s", len(problems), problems[0]),
+		Hint: "the log of the server started on it is " + i.LogPath(),
+	}
+}
+
+// examine fills in what the running instance shows. A server that dies meanwhile is a
+// problem of the image, not an error.
+func (i *Instance) examine(ctx context.Context, level respaldo.ProveLevel, proof *respaldo.Proof) ([]string, error) {
+	proof.RecoverySeconds = i.RecoverySeconds()
+	at, err := i.Coordinates(ctx)
+	if err != nil {
+		return nil, err
+	}
+	proof.Coordinates = at
+	problems, err := i.compare(ctx, at)
+	if err != nil {
+		return nil, err
+	}
+	tables, total, found, err := i.Check(ctx, level)
+	proof.Tables, proof.TablesTotal = tables, total
+	return append(problems, found...), err
+}
