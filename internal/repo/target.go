@@ -1,0 +1,410 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"github.com/kopia/kopia/snapshot"
+	"golang.org/x/sys/unix"
+
+	"github.com/respaldo-backup/respaldo"
+)
+
+// IncompleteMarker is in a directory while it is being restored, and stays there when that
+// is cut short: no server may be started on it.
+const IncompleteMarker = ".respaldo-incomplete"
+
+// lostFound belongs to the file system: a directory with nothing else in it is empty.
+const lostFound = "lost+found"
+
+// part is one target of a restore.
+type part struct {
+	target string
+	entry  *snapshot.DirEntry
+	dirs   []*restoredFile // parents before children; the first is the target itself
+	files  []*restoredFile
+	links  []link
+
+	root  *os.Root // the target, or for a single file the directory around it
+	clear []string // what is to be removed first, relative to root
+	frees int64    // how much room that gives
+}
+
+type link struct {
+	*restoredFile
+	to string
+}
+
+func (p *part) single() bool { return p.entry.Type != snapshot.EntryTypeDirectory }
+
+func (p *part) close() {
+	if p.root != nil {
+		p.root.Close()
+	}
+}
+
+// open looks at the target and touches nothing in it, except that a missing one is made.
+func (p *part) open(force bool) error {
+	dir := p.target
+	if p.single() {
+		dir = filepath.Dir(dir)
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	var err error
+	if p.root, err = os.OpenRoot(dir); err != nil {
+		return err
+	}
+	if p.single() {
+		return p.openSingle(force)
+	}
+	list, err := fs.ReadDir(p.root.FS(), ".")
+	if err != nil {
+		return err
+	}
+	interrupted := false
+	for _, e := range list {
+		switch e.Name() {
+		case IncompleteMarker:
+			interrupted = true
+		case lostFound:
+		default:
+			p.clear = append(p.clear, e.Name())
+		}
+	}
+	if len(p.clear) > 0 && !force && !interrupted {
+		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s is not empty (%s)", p.target, p.clear[0]),
+			Hint: "name another directory, or replace all of its content with --force"}
+	}
+	return p.survey()
+}
+
+func (p *part) openSingle(force bool) error {
+	// Written under another name, and renamed when it is whole.
+	temporary := IncompleteMarker + "-" + filepath.Base(p.target)
+	for _, f := range p.files {
+		f.path = temporary
+	}
+	for i := range p.links {
+		p.links[i].path = temporary
+	}
+	p.clear = []string{temporary}
+	info, err := p.root.Lstat(filepath.Base(p.target))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.IsDir():
+		return &respaldo.Error{Kind: respaldo.Refused, What: p.target + " is a directory, and what should be restored there is a file",
+			Hint: "name the file to be written"}
+	case !force:
+		return &respaldo.Error{Kind: respaldo.Refused, What: p.target + " exists", Hint: "name another file, or replace it with --force"}
+	}
+	return nil
+}
+
+// survey measures what will be removed and refuses to reach into another file system.
+func (p *part) survey() error {
+	here, err := p.root.Stat(".")
+	if err != nil {
+		return err
+	}
+	device := here.Sys().(*syscall.Stat_t).Dev
+	for _, name := range p.clear {
+		err := fs.WalkDir(p.root.FS(), name, func(at string, e fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			info, err := e.Info()
+			if err != nil {
+				return err
+			}
+			st := info.Sys().(*syscall.Stat_t)
+			if st.Dev != device {
+				return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s is a mount point inside of %s", filepath.Join(p.target, at), p.target),
+					Hint: "unmount it first, or restore into another directory: what is mounted there would be removed too"}
+			}
+			p.frees += st.Blocks * 512
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// enoughRoom refuses early what cannot fit; an hour later it would be a full disk.
+func enoughRoom(parts []*part, sparse map[string]bool) error {
+	type volume struct{ need, free int64 }
+	volumes := map[uint64]*volume{}
+	for _, p := range parts {
+		info, err := p.root.Stat(".")
+		if err != nil {
+			return p.explain(err)
+		}
+		var st unix.Statfs_t
+		if err := unix.Statfs(p.root.Name(), &st); err != nil {
+			return p.explain(err)
+		}
+		if st.Type == unix.BTRFS_SUPER_MAGIC {
+			continue // may compress; what it says is free is an estimate
+		}
+		device := info.Sys().(*syscall.Stat_t).Dev
+		v := volumes[device]
+		if v == nil {
+			v = &volume{free: int64(st.Bavail) * st.Bsize}
+			if os.Geteuid() == 0 {
+				v.free = int64(st.Bfree) * st.Bsize
+			}
+			volumes[device] = v
+		}
+		v.free += p.frees
+		for _, f := range p.files {
+			if !sparse[f.stored] {
+				v.need += f.entry.FileSize
+			}
+		}
+		if v.need > v.free {
+			return &respaldo.Error{Kind: respaldo.Refused,
+				What: fmt.Sprintf("%s has room for %s, and the backup needs %s", p.target, gib(v.free), gib(v.need)),
+				Hint: "free or add space there, or restore into another directory; nothing was touched"}
+		}
+	}
+	return nil
+}
+
+func gib(n int64) string { return fmt.Sprintf("%.2f GiB", float64(n)/(1<<30)) }
+
+// begin marks the target as incomplete, removes what it held, and makes its directories
+// and links.
+func (p *part) begin(id string) error {
+	if !p.single() {
+		text := "respaldo was restoring backup " + id + " into this directory. While this file is here, that is not finished:\n" +
+			"start no server on it. The same command run again starts over.\n"
+		if err := p.root.WriteFile(IncompleteMarker, []byte(text), 0o600); err != nil {
+			return err
+		}
+		if err := errors.Join(p.sync(IncompleteMarker), p.sync(".")); err != nil {
+			return err
+		}
+	}
+	for _, name := range p.clear {
+		if err := p.root.RemoveAll(name); err != nil {
+			return err
+		}
+	}
+	for _, d := range p.dirs {
+		if d.path == "" {
+			continue // the target itself
+		}
+		if d.path == lostFound {
+			if _, err := p.root.Stat(lostFound); err == nil {
+				continue
+			}
+		}
+		if err := p.root.Mkdir(d.path, 0o700); err != nil {
+			return err
+		}
+	}
+	for _, l := range p.links {
+		if err := p.root.Symlink(l.to, l.path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *part) create(f *restoredFile) (*os.File, error) {
+	out, err := p.root.OpenFile(f.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := out.Truncate(f.entry.FileSize); err != nil {
+		out.Close()
+		return nil, err
+	}
+	return out, nil
+}
+
+// finish gives directories their owners, modes and times, brings everything to the disk,
+// and takes the mark away.
+func (p *part) finish(ctx context.Context, o *owners) error {
+	dir, err := p.root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	for _, l := range p.links {
+		if err := o.link(l); err != nil {
+			return err
+		}
+	}
+	// One syncfs writes everything at once; the fsyncs after it cost little, and report
+	// what older kernels do not report from syncfs.
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return err
+	}
+	for _, f := range p.files {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		if err := p.sync(f.path); err != nil {
+			return err
+		}
+	}
+	for i := len(p.dirs) - 1; i > 0; i-- {
+		if err := o.directory(p.dirs[i]); err != nil {
+			return err
+		}
+		if err := p.sync(p.dirs[i].path); err != nil {
+			return err
+		}
+	}
+	if p.single() {
+		if err := p.root.Rename(p.clear[0], filepath.Base(p.target)); err != nil {
+			return err
+		}
+		return dir.Sync()
+	}
+	if err := dir.Sync(); err != nil {
+		return err
+	}
+	if err := p.root.Remove(IncompleteMarker); err != nil {
+		return err
+	}
+	if err := o.directory(p.dirs[0]); err != nil {
+		return err
+	}
+	if err := dir.Sync(); err != nil {
+		return err
+	}
+	return syncPath(filepath.Dir(p.target))
+}
+
+func (p *part) sync(name string) error {
+	if name == "" {
+		name = "."
+	}
+	// Reading is enough for fsync, except where the owner may not even read.
+	f, err := p.root.Open(name)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// explain is for failures to write the target; the others are explained already.
+func (p *part) explain(err error) error {
+	var ours *respaldo.Error
+	if err == nil || errors.As(err, &ours) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	hint := "the directory is marked as incomplete; once this is solved, run the same command again"
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		hint = "free or add space and run the same command again, or restore elsewhere; the directory is marked as incomplete"
+	case errors.Is(err, fs.ErrPermission):
+		hint = "run respaldo as root, or as a user that may write there"
+	case errors.Is(err, syscall.EROFS):
+		hint = "the file system is mounted read-only: name another directory"
+	}
+	return &respaldo.Error{Kind: respaldo.Failed, What: "cannot restore into " + p.target, Hint: hint, Err: err}
+}
+
+// owners gives files to whom they belong, by name where this machine knows the name.
+type owners struct {
+	root   bool // only root may give files away
+	users  map[uint32]int
+	groups map[uint32]int
+}
+
+func newOwners(t fileTable) *owners {
+	o := &owners{root: os.Geteuid() == 0, users: map[uint32]int{}, groups: map[uint32]int{}}
+	for id, name := range t.Users {
+		if u, err := user.Lookup(name); err == nil {
+			add(o.users, id, u.Uid)
+		}
+	}
+	for id, name := range t.Groups {
+		if g, err := user.LookupGroup(name); err == nil {
+			add(o.groups, id, g.Gid)
+		}
+	}
+	return o
+}
+
+func add(m map[uint32]int, there, here string) {
+	from, err1 := strconv.ParseUint(there, 10, 32)
+	to, err2 := strconv.Atoi(here)
+	if err1 == nil && err2 == nil {
+		m[uint32(from)] = to
+	}
+}
+
+func (o *owners) of(e *snapshot.DirEntry) (uid, gid int) {
+	uid, gid = int(e.UserID), int(e.GroupID)
+	if id, ok := o.users[e.UserID]; ok {
+		uid = id
+	}
+	if id, ok := o.groups[e.GroupID]; ok {
+		gid = id
+	}
+	return uid, gid
+}
+
+// finish gives a written file its owner, then its mode (a new owner takes the set-user bits
+// away), then its time, and closes it.
+func (o *owners) finish(f *restoredFile) error {
+	uid, gid := o.of(f.entry)
+	var err error
+	if o.root {
+		err = f.out.Chown(uid, gid)
+	}
+	if err == nil {
+		err = f.out.Chmod(os.FileMode(f.entry.Permissions))
+	}
+	if err = errors.Join(err, f.out.Close()); err != nil {
+		return err
+	}
+	t := f.entry.ModTime.ToTime()
+	return f.part.root.Chtimes(f.path, t, t)
+}
+
+func (o *owners) directory(d *restoredFile) error {
+	name := path.Clean(d.path) // the target itself is "."
+	uid, gid := o.of(d.entry)
+	if o.root {
+		if err := d.part.root.Lchown(name, uid, gid); err != nil {
+			return err
+		}
+	}
+	if err := d.part.root.Chmod(name, os.FileMode(d.entry.Permissions)); err != nil {
+		return err
+	}
+	t := d.entry.ModTime.ToTime()
+	return d.part.root.Chtimes(name, t, t)
+}
+
+func (o *owners) link(l link) error {
+	if !o.root {
+		return nil
+	}
+	uid, gid := o.of(l.entry)
+	return l.part.root.Lchown(l.path, uid, gid)
+}
