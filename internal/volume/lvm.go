@@ -1,0 +1,284 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/run"
+)
+
+// lvmVolume is a logical volume, thick or thin, with a filesystem directly on it.
+type lvmVolume struct {
+	sys  *System
+	desc respaldo.Volume
+	vg   string
+	lv   string
+	pool string // thin only
+}
+
+// Limits above which a new snapshot is refused. They leave Watch, whose limits are
+// higher, something to work with.
+const (
+	startDataLimit     = 0.85
+	startMetadataLimit = 0.75
+)
+
+func (s *System) findLVM(ctx context.Context, loc Location) (Volume, error) {
+	vg, _, _ := strings.Cut(loc.Stack[0].Name, "/")
+	rows, err := s.lvs(ctx, vg)
+	if err != nil {
+		return nil, lvmError(respaldo.Refused, "cannot read volume group "+vg, err)
+	}
+	i := slices.IndexFunc(rows, func(r lvRow) bool {
+		return strings.HasSuffix(loc.Stack[0].UUID, strings.ReplaceAll(r.UUID, "-", "")) && r.UUID != ""
+	})
+	if i < 0 {
+		return nil, &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s lies on %s, which LVM does not know", loc.Path, loc.Stack[0].Name),
+			Hint: "is its disk hidden by a filter or a devices file? see pvs and lvmdevices"}
+	}
+	row := rows[i]
+	if err := refuseLV(row); err != nil {
+		return nil, err
+	}
+	v := &lvmVolume{sys: s, vg: row.VG, lv: row.LV, pool: row.Pool, desc: respaldo.Volume{
+		Kind: respaldo.LVMThick, Name: row.VG + "/" + row.LV, ID: row.UUID, Device: loc.Device,
+		FSType: loc.FSType, MountPoint: loc.MountPoint, Bytes: row.size()}}
+	if v.thin() {
+		v.desc.Kind = respaldo.LVMThin
+	}
+	_, v.desc.FSUUID, _ = probe(loc.Device) // only for the record
+	return v, nil
+}
+
+// refuseLV says why lvcreate -s would refuse this volume, or would better not be asked.
+func refuseLV(r lvRow) error {
+	name := r.VG + "/" + r.LV
+	refuse := func(hint, format string, args ...any) error {
+		return &respaldo.Error{Kind: respaldo.Refused, What: "logical volume " + name + " " + fmt.Sprintf(format, args...), Hint: hint}
+	}
+	if _, ours := decodeTags(r.tags()); ours {
+		return refuse("if it has become production, take our tag off: lvchange --deltag "+Tag+" "+name, "is itself a snapshot of respaldo's, which cleanup may remove")
+	}
+	switch {
+	case r.attr(0) == 's' || r.attr(0) == 'S':
+		return refuse("back up its origin "+r.VG+"/"+r.Origin+" instead, or use thin volumes", "is a thick snapshot, of which LVM takes no snapshot")
+	case r.attr(0) == 'O':
+		return refuse("wait until the merge is done (lvs shows it)", "has a snapshot merging into it")
+	case is(r.Layout, "mirror"):
+		return refuse("convert it: lvconvert --type raid1 "+name, "is an old-style mirror, whose snapshots can deadlock (lvcreate warns of it)")
+	case is(r.Layout, "vdo"), is(r.Layout, "writecache"), is(r.Layout, "unknown"):
+		return refuse(moveHint, "is of type %s, whose snapshots are not supported", r.Layout)
+	}
+	attr := r.VGAttr + "------"
+	switch {
+	case attr[0] == 'r':
+		return refuse("vgchange -pw? see vgs", "is in a volume group that is read-only")
+	case attr[2] == 'x':
+		return refuse("vgimport "+r.VG, "is in a volume group that is exported")
+	case attr[3] == 'p':
+		return refuse("see vgs and pvs for the missing disk", "is in a volume group with a disk missing")
+	case attr[5] == 'c':
+		return refuse(moveHint, "is in a clustered volume group, which is not supported")
+	}
+	return nil
+}
+
+func (v *lvmVolume) thin() bool { return v.pool != "" }
+
+func (v *lvmVolume) Describe() respaldo.Volume { return v.desc }
+
+// look reads the group anew: our row and, for a thin volume, the pool's.
+func (v *lvmVolume) look(ctx context.Context) (rows []lvRow, origin, pool lvRow, err error) {
+	rows, err = v.sys.lvs(ctx, v.vg)
+	if err != nil {
+		return nil, origin, pool, lvmError(respaldo.Refused, "cannot read volume group "+v.vg, err)
+	}
+	for _, r := range rows {
+		switch {
+		case r.UUID == v.desc.ID:
+			origin = r
+		case v.thin() && r.LV == v.pool:
+			pool = r
+		}
+	}
+	if origin.UUID == "" {
+		return nil, origin, pool, &respaldo.Error{Kind: respaldo.NotFound, What: "logical volume " + v.desc.Name + " is gone"}
+	}
+	return rows, origin, pool, nil
+}
+
+func (v *lvmVolume) Space(ctx context.Context) (Space, error) {
+	start := time.Now()
+	_, origin, pool, err := v.look(ctx)
+	if err != nil {
+		return Space{}, err
+	}
+	// lvcreate reads and locks the group as lvs does, writes it twice, and swaps the
+	// tables of a handful of devices: two to three times as long, measured.
+	sp := Space{Origin: origin.size(), Free: origin.free(), Pause: 3 * time.Since(start)}
+	if v.thin() {
+		sp.Fill = respaldo.Fill{Data: fractionOf(pool.Data), Metadata: fractionOf(pool.Metadata), Valid: true}
+		sp.Free = int64(float64(pool.size()) * (1 - sp.Fill.Data))
+		return sp, nil
+	}
+	sp.Suggested, _ = cowSize(origin, 0)
+	return sp, nil
+}
+
+// Copy-on-write sizes for thick snapshots. Allocating costs nothing but the space, and
+// what is not allocated can be added while the snapshot is open, each time at the price
+// of a short suspension of the origin; so start generously, and leave some for others.
+const (
+	cowShare   = 4         // of the origin: a quarter
+	cowFloor   = 1 << 30   // but no less than this if there is room
+	cowMinimum = 32 << 20  // below this a snapshot would not live long enough
+	cowChunk   = 4096      // lvcreate's default for thick snapshots
+	cowPerMeta = 4096 / 16 // exceptions in one chunk of metadata
+)
+
+// cowMax is the size at which a snapshot cannot overflow: every chunk of the origin and the
+// metadata for it. LVM itself lets none be larger.
+func cowMax(origin, extent int64) int64 {
+	chunks := (origin + cowChunk - 1) / cowChunk
+	return roundUp((chunks+chunks/cowPerMeta+3)*cowChunk, extent)
+}
+
+func roundUp(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
+
+// cowSize chooses, or checks what was asked for, and rounds it to extents.
+func cowSize(origin lvRow, asked int64) (int64, error) {
+	extent, free, most := origin.extent(), origin.free(), cowMax(origin.size(), origin.extent())
+	noRoom := func(need int64) error {
+		return &respaldo.Error{Kind: respaldo.Refused, Err: ErrNoRoom,
+			What: fmt.Sprintf("volume group %s has %s free, and a snapshot of %s needs %s", origin.VG, size(free), origin.LV, size(need)),
+			Hint: "add a disk with vgextend, shrink or remove a volume, or give a smaller --snapshot-size"}
+	}
+	if asked > 0 {
+		n := min(roundUp(asked, extent), most)
+		if n > free {
+			return 0, noRoom(n)
+		}
+		return n, nil
+	}
+	least := min(roundUp(max(cowMinimum, origin.size()/100), extent), most)
+	if free < least {
+		return 0, noRoom(least)
+	}
+	want := min(roundUp(max(origin.size()/cowShare, cowFloor), extent), most)
+	return min(want, free), nil
+}
+
+func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+
+func (v *lvmVolume) Prepare(ctx context.Context, r Request) (Pending, error) {
+	if r.Name == "" {
+		r.Name = NewName(r.Server, time.Now())
+	}
+	if err := checkName(r.Name, v.vg); err != nil {
+		return nil, err
+	}
+	rows, origin, pool, err := v.look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := refuseLV(origin); err != nil {
+		return nil, err
+	}
+	for _, row := range rows {
+		if row.LV == r.Name {
+			return nil, nameTaken(r.Name, "volume group "+v.vg)
+		}
+	}
+	p := &lvmPending{volume: v, desc: respaldo.Snapshot{Name: r.Name, Server: r.Server, Run: r.Run, Kind: v.desc.Kind, Volume: v.desc.Name,
+		Path: "/dev/mapper/" + dmName(v.vg, r.Name), Kept: r.Kept, Expires: r.Expires}}
+	if v.thin() {
+		return p, refusePool(v.vg, pool)
+	}
+	p.bytes, err = cowSize(origin, r.Bytes)
+	return p, err
+}
+
+func nameTaken(name, where string) error {
+	return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("the name %q is taken in %s", name, where),
+		Hint: "choose another snapshot name, or see what has this one: respaldo snapshot list"}
+}
+
+// refusePool keeps a snapshot from being begun that Watch would soon give up.
+func refusePool(vg string, pool lvRow) error {
+	data, meta := fractionOf(pool.Data), fractionOf(pool.Metadata)
+	e := &respaldo.Error{Kind: respaldo.Refused, Err: ErrNoRoom}
+	switch {
+	case pool.UUID == "" || pool.Data == "":
+		return &respaldo.Error{Kind: respaldo.Refused, What: "thin pool " + vg + "/" + pool.LV + " does not say how full it is", Hint: "see lvs -a " + vg}
+	case data >= startDataLimit:
+		e.What = fmt.Sprintf("thin pool %s/%s is %.0f%% full, and a full pool stops the origin itself; snapshots are begun below %.0f%%", vg, pool.LV, data*100, startDataLimit*100)
+		e.Hint = fmt.Sprintf("extend it: lvextend -L +SIZE %s/%s", vg, pool.LV)
+	case meta >= startMetadataLimit:
+		e.What = fmt.Sprintf("the metadata of thin pool %s/%s is %.0f%% full, and full metadata stops the origin itself; snapshots are begun below %.0f%%", vg, pool.LV, meta*100, startMetadataLimit*100)
+		e.Hint = fmt.Sprintf("extend it: lvextend --poolmetadatasize +SIZE %s/%s", vg, pool.LV)
+	default:
+		return nil
+	}
+	return e
+}
+
+func (v *lvmVolume) Snapshots(ctx context.Context) ([]Snapshot, error) {
+	all, err := v.sys.lvmSnapshots(ctx, v.vg)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(s Snapshot) bool { return s.Describe().Volume != v.desc.Name }), nil
+}
+
+type lvmPending struct {
+	volume *lvmVolume
+	desc   respaldo.Snapshot
+	bytes  int64
+	taken  bool
+}
+
+func (p *lvmPending) Describe() respaldo.Snapshot { return p.desc }
+func (p *lvmPending) Bytes() int64                { return p.bytes }
+
+func (p *lvmPending) Take(ctx context.Context) (Snapshot, error) {
+	p.desc.Created = time.Now()
+	s := p.volume.sys
+	_, err := s.Run.Run(ctx, run.Cmd{Argv: s.lvmArgv(createArgv(p.desc, p.bytes, p.volume.desc.Name)), Uninterruptible: true})
+	if err != nil {
+		return nil, lvmError(respaldo.SnapshotLost, "cannot snapshot logical volume "+p.volume.desc.Name, err)
+	}
+	p.taken = true
+	return s.lvmSnapshot(p.desc, p.volume.vg, p.volume.pool), nil
+}
+
+// createArgv makes the snapshot and its tags in one command. A thin one is active at
+// once and keeps the flag that leaves it inactive at the next boot (-K ignores the flag
+// this time only): it carries the origin's filesystem UUID, and an fstab line by UUID
+// could mount it as production. -An leaves out the copy of the group's metadata below
+// /etc/lvm, whose fsyncs would be under the lock; removing the snapshot writes it.
+func createArgv(d respaldo.Snapshot, bytes int64, origin string) []string {
+	argv := []string{"lvcreate", "--yes", "--autobackup", "n", "--snapshot", "--name", d.Name}
+	if bytes > 0 {
+		argv = append(argv, "--size", strconv.FormatInt(bytes, 10)+"b")
+	} else {
+		argv = append(argv, "--ignoreactivationskip")
+	}
+	for _, t := range encodeTags(d) {
+		argv = append(argv, "--addtag", t)
+	}
+	return append(argv, origin)
+}
+
+func (p *lvmPending) Cancel(ctx context.Context) error {
+	if p.taken {
+		return nil
+	}
+	return (&lvmSnapshot{sys: p.volume.sys, desc: p.desc, vg: p.volume.vg, pool: p.volume.pool}).Remove(ctx)
+}

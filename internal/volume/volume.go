@@ -1,0 +1,158 @@
+// Package volume finds the volume that a path lies on and takes, mounts, watches and
+// removes snapshots of it: LVM thick, LVM thin and Btrfs behind one small interface.
+//
+// What a snapshot is for and whose it is stands in the system itself: in LVM tags, or
+// in a file beside a Btrfs snapshot. So leftovers are found when every file of ours is
+// gone, and what does not say that it is ours is never removed.
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/run"
+)
+
+// DefaultStateDir is where a System keeps its own short-lived mounts.
+const DefaultStateDir = "/run/respaldo"
+
+// ErrNoRoom is in the chain of every error that says that the storage behind a
+// snapshot has no free space left.
+var ErrNoRoom = errors.New("no room for the snapshot")
+
+// System is the machine's storage. Most of what it does needs root. Safe for
+// concurrent use.
+type System struct {
+	Run run.Runner
+	Log *slog.Logger // nil is silent
+	// StateDir is for mounts that live for the length of one call. Empty is DefaultStateDir.
+	StateDir string
+	// LVMConfig, when set, is passed to every LVM command as --config.
+	LVMConfig string
+
+	sysfs string // "/sys" unless a test says otherwise
+}
+
+// Volume is one origin that can be snapshotted.
+type Volume interface {
+	Describe() respaldo.Volume
+	// Space asks anew what room there is for snapshots.
+	Space(ctx context.Context) (Space, error)
+	// Prepare does all that can be done before a lock is taken. It refuses a name that
+	// is taken or not legal, a group without room (ErrNoRoom) and a pool or filesystem
+	// that is already fuller than a snapshot may make it.
+	Prepare(ctx context.Context, r Request) (Pending, error)
+	// Snapshots lists ours of this volume, clones included, oldest first.
+	Snapshots(ctx context.Context) ([]Snapshot, error)
+}
+
+// Space is the room that a volume has for snapshots.
+type Space struct {
+	Origin int64 // bytes of the volume (Btrfs: of the filesystem)
+	// Free is what snapshots can still grow into: free bytes of the volume group (thick),
+	// of the pool's data (thin), unallocated or unused (Btrfs).
+	Free int64
+	// Fill is the pool's or the Btrfs filesystem's; zero for a thick volume.
+	Fill respaldo.Fill
+	// Suggested is the copy-on-write size that Prepare would choose; 0 unless thick.
+	Suggested int64
+	// Pause is how long taking a snapshot is expected to stop writers: a guess from how
+	// long this machine's volume commands take, until a measured value is at hand.
+	Pause time.Duration
+}
+
+// Request asks for a snapshot. An empty Name is chosen by NewName.
+type Request struct {
+	Name    string
+	Server  string
+	Run     string
+	Bytes   int64 // thick: the copy-on-write size; 0 chooses one from the free space
+	Kept    bool
+	Expires time.Time // zero is never
+}
+
+// Pending is a snapshot about to be taken.
+type Pending interface {
+	// Describe is complete but for Created.
+	Describe() respaldo.Snapshot
+	// Bytes is the chosen copy-on-write size; 0 unless thick.
+	Bytes() int64
+	// Take makes the snapshot by one command (Btrfs: one system call) that nothing
+	// interrupts, and does nothing else. It is called at most once. After an error, or
+	// when it is not called at all, Cancel is due.
+	Take(ctx context.Context) (Snapshot, error)
+	// Cancel removes what Prepare, or a Take that failed, has left. After a successful
+	// Take it does nothing. Idempotent.
+	Cancel(ctx context.Context) error
+}
+
+// Snapshot is a snapshot of ours that exists, or did when it was found.
+type Snapshot interface {
+	Describe() respaldo.Snapshot
+	// Mount shows the snapshot's filesystem at dir, which is created. A journal left by
+	// the origin is replayed into the snapshot, read-only mount or not, so what is
+	// read is what the origin's filesystem said. A read-only Btrfs snapshot cannot be
+	// mounted writable: take a Clone.
+	Mount(ctx context.Context, dir string, writable bool) error
+	// Unmount undoes Mount and removes the empty dir. When something keeps it busy for
+	// some seconds, the error says what. Idempotent.
+	Unmount(ctx context.Context, dir string) error
+	// Fill asks the kernel, never the files: those of an overflowed snapshot may still
+	// be answered from the cache. A snapshot that is gone is not Valid.
+	Fill(ctx context.Context) (respaldo.Fill, error)
+	// Extend grows a thick snapshot by half while the group has room, else ErrNoRoom.
+	// The other kinds share their storage with the origin: always ErrNoRoom.
+	Extend(ctx context.Context) error
+	// Remove refuses what has not our tag, and what is still mounted, naming who holds
+	// it. Idempotent: a snapshot that is gone is no error.
+	Remove(ctx context.Context) error
+}
+
+// Cloner is what thin and Btrfs snapshots also are.
+type Cloner interface {
+	// Clone takes a writable snapshot of the snapshot, itself unchanged by whatever
+	// happens to the clone. It may be removed before or after it.
+	Clone(ctx context.Context, r Request) (Snapshot, error)
+}
+
+// Settle writes a filesystem's dirty pages out (syncfs), so that the flush inside the
+// snapshot, under the lock, has little left to do. Blocks for as long as that takes.
+func Settle(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("syncfs %s: %w", path, err)
+	}
+	return nil
+}
+
+func (s *System) log() *slog.Logger {
+	if s.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return s.Log
+}
+
+func (s *System) stateDir() string {
+	if s.StateDir == "" {
+		return DefaultStateDir
+	}
+	return s.StateDir
+}
+
+func (s *System) sys() string {
+	if s.sysfs == "" {
+		return "/sys"
+	}
+	return s.sysfs
+}
