@@ -1,0 +1,31 @@
+package mysql
+
+import respaldo "github.com/respaldo-backup/respaldo"
+
+// grantee is the account that the documented grants are for.
+const grantee = "'respaldo'@'localhost'"
+
+// Grants are the least privileges that an account needs for Facts and Quiesce, as
+// statements to type. SelectGrant is needed besides where respaldo is to be certain of
+// every table's engine.
+func Grants(v respaldo.Version) []string {
+	switch {
+	case v.AtLeast(respaldo.MySQL, 8, 0, 23):
+		return []string{
+			"GRANT PROCESS, REPLICATION CLIENT, BACKUP_ADMIN, FLUSH_TABLES ON *.* TO " + grantee,
+			"GRANT SELECT ON performance_schema.* TO " + grantee,
+		}
+	case v.AtLeast(respaldo.MySQL, 8, 0, 0):
+		return []string{
+			"GRANT PROCESS, REPLICATION CLIENT, BACKUP_ADMIN, RELOAD ON *.* TO " + grantee,
+			"GRANT SELECT ON performance_schema.* TO " + grantee,
+		}
+	case v.AtLeast(respaldo.MariaDB, 10, 5, 2): // split REPLICATION CLIENT
+		return []string{"GRANT PROCESS, RELOAD, BINLOG MONITOR, SLAVE MONITOR ON *.* TO " + grantee}
+	}
+	return []string{"GRANT PROCESS, RELOAD, REPLICATION CLIENT ON *.* TO " + grantee}
+}
+
+// SelectGrant lets the account see every table. Without it the engines in use are told
+// from the names of files, and images are always taken under a lock.
+func SelectGrant() string { return "GRANT SELECT ON *.* TO " + grantee }
