@@ -43,3 +43,10 @@ func TestWedged(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestGuest, TestVolume, … run the guest tests of a package; go test -run 'TestVolume/X'
+// runs one of them.
+func TestGuest(t *testing.T) {
+	t.Parallel()
+	lab.RunTests(t, lab.Spec{Disks: disks, Memory: 1536}, "./lab/guest", "")
+}

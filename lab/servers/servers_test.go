@@ -2,7 +2,6 @@ package servers_test
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,8 +9,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	_ "github.com/go-sql-driver/mysql"
 
 	"github.com/respaldo-backup/respaldo/lab/servers"
 )
@@ -35,10 +32,7 @@ func TestServers(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { r.Kill() })
-			db, err := sql.Open("mysql", r.DSN())
-			if err != nil {
-				t.Fatal(err)
-			}
+			db := r.Open()
 			defer db.Close()
 			var version string
 			var binlog, sync int

@@ -130,10 +130,7 @@ func (r *Running) args() []string {
 // accepting waits until the server answers over its socket, an access error included: a
 // data directory may have a root password.
 func (r *Running) accepting(ctx context.Context) error {
-	db, err := sql.Open("mysql", r.DSN())
-	if err != nil {
-		return err
-	}
+	db := r.Open()
 	defer db.Close()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -206,9 +203,21 @@ func (r *Running) Exited() <-chan struct{} { return r.exited }
 func (r *Running) Spec() Spec { return r.spec }
 
 // DSN connects go-sql-driver/mysql as root over the socket, without a database.
-func (r *Running) DSN() string {
+func (r *Running) DSN() string { return r.config().FormatDSN() }
+
+// Open returns connections by DSN that do not print to standard error when the server is
+// killed under them. Close them before Stop.
+func (r *Running) Open() *sql.DB {
+	c, err := mysql.NewConnector(r.config())
+	if err != nil {
+		panic(err) // the configuration holds nothing of the caller's
+	}
+	return sql.OpenDB(c)
+}
+
+func (r *Running) config() *mysql.Config {
 	c := mysql.NewConfig()
 	c.User, c.Net, c.Addr = "root", "unix", r.spec.Socket
 	c.Logger = &mysql.NopLogger{}
-	return c.FormatDSN()
+	return c
 }

@@ -1,0 +1,85 @@
+//go:build guest
+
+package guest_test
+
+import (
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/respaldo-backup/respaldo/lab/guest"
+	"github.com/respaldo-backup/respaldo/lab/servers"
+)
+
+func TestVolumes(t *testing.T) {
+	before := guest.Look(t)
+	for _, kind := range guest.Kinds {
+		t.Run(kind, func(t *testing.T) {
+			v := guest.NewVolume(t, guest.VolumeSpec{Kind: kind, Bytes: 512 << 20})
+			s := guest.StartServer(t, guest.ServerSpec{Name: "mariadb-10.11", DataDir: filepath.Join(v.Path, "mysql")})
+			s.Exec(t, "CREATE DATABASE shop", "CREATE TABLE shop.t (id INT PRIMARY KEY)", "INSERT INTO shop.t VALUES (1)")
+			if err := s.Stop(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	before.NothingLeft(t)
+}
+
+func TestServersUnderLoad(t *testing.T) {
+	v := guest.NewVolume(t, guest.VolumeSpec{Kind: "thick-ext4", Bytes: 1 << 30})
+	for _, name := range servers.Names {
+		t.Run(name, func(t *testing.T) {
+			s := guest.StartServer(t, guest.ServerSpec{Name: name, DataDir: filepath.Join(v.Path, name)})
+			l := guest.StartLoad(t, s, 3)
+			l.Moves(t, 20*time.Second)
+			acked := l.Acked()
+			if err := s.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.Stop(); err == nil {
+				t.Error("the writers did not notice that their server was killed")
+			}
+			s = guest.StartServer(t, guest.ServerSpec{Name: name, DataDir: filepath.Join(v.Path, name)})
+			p, err := guest.Contents(s.DB, 3)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Within(t, acked, l.Begun())
+			t.Logf("%v transactions, longest wait %s", p, l.LongestWait())
+			if sums := guest.Checksums(t, s.DB); len(sums) != 2 {
+				t.Errorf("checksums %v", sums)
+			}
+		})
+	}
+}
+
+// leftBehind notes failures instead of failing.
+type leftBehind struct {
+	testing.TB
+	failed int
+}
+
+func (l *leftBehind) Errorf(string, ...any) { l.failed++ }
+
+func TestNothingLeftSees(t *testing.T) {
+	v := guest.NewVolume(t, guest.VolumeSpec{Kind: "thick-ext4", Bytes: 256 << 20})
+	before := guest.Look(t)
+	before.NothingLeft(t)
+	guest.Run(t, "lvcreate", "-qq", "-y", "-s", "-L", "64m", "-n", "snap", v.LV)
+	seen := &leftBehind{TB: t}
+	before.NothingLeft(seen)
+	if seen.failed == 0 {
+		t.Error("a snapshot left behind is not seen")
+	}
+	before.NothingLeft(t, "snap", "data-real") // and the origin's hidden device
+	guest.Run(t, "lvremove", "-qq", "-y", v.Group+"/snap")
+	before.NothingLeft(t)
+	guest.Run(t, "dmsetup", "suspend", v.Group+"-data")
+	seen = &leftBehind{TB: t}
+	before.NothingLeft(seen)
+	guest.Run(t, "dmsetup", "resume", v.Group+"-data")
+	if seen.failed == 0 {
+		t.Error("a suspended device is not seen")
+	}
+}
