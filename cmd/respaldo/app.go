@@ -34,6 +34,7 @@ type app struct {
 	console *console     // stderr, never blocking
 	log     *slog.Logger // to the console
 	began   bool         // a command runs: errors are no longer about the command line
+	shown   bool         // the result is on stdout: an error after it goes to stderr alone
 
 	secrets *redactor
 	loaded  *config.Config
@@ -160,6 +161,7 @@ func (a *app) show(value any, human func(p *page)) error {
 		a.report.end()
 	}
 	a.console.flush() // stdout and stderr may be the same terminal
+	a.shown = true
 	var text bytes.Buffer
 	if a.flags.json {
 		if err := encodeJSON(&text, value); err != nil {

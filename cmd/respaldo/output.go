@@ -105,7 +105,7 @@ func (a *app) reportError(err error, code int) {
 		fmt.Fprintf(&text, "hint: %s\n", a.secrets.redact(hint))
 	}
 	a.console.printf("%s", text.String())
-	if !a.flags.json {
+	if !a.flags.json || a.shown {
 		return
 	}
 	var doc errorDocument

@@ -150,6 +150,7 @@ type sample struct {
 
 const (
 	meterWindow = 10 * time.Second
+	meterLeast  = 500 * time.Millisecond // before that a rate would be a guess
 	meterGap    = 200 * time.Millisecond // closer samples replace each other
 )
 
@@ -170,8 +171,8 @@ func (m *meter) rate() float64 {
 		return 0
 	}
 	first, last := m.samples[0], m.samples[len(m.samples)-1]
-	if took := last.at.Sub(first.at).Seconds(); took > 0 && last.done > first.done {
-		return float64(last.done-first.done) / took
+	if took := last.at.Sub(first.at); took >= meterLeast && last.done > first.done {
+		return float64(last.done-first.done) / took.Seconds()
 	}
 	return 0
 }

@@ -21,7 +21,7 @@ type bar struct {
 func newBar(c *console, phase string) *bar {
 	b := &bar{phase: phase}
 	b.numbers.Store("")
-	b.container = mpb.New(mpb.WithOutput(c.out), mpb.WithWidth(30), mpb.WithRefreshRate(100*time.Millisecond))
+	b.container = mpb.New(mpb.WithOutput(c.out), mpb.WithWidth(20), mpb.WithRefreshRate(100*time.Millisecond))
 	style := mpb.BarStyle().Lbound("[").Filler("=").Tip(">").Padding(" ").Rbound("]")
 	if c.utf8 {
 		style = mpb.BarStyle().Lbound("").Filler("━").Tip("╸").Padding("─").Rbound("")

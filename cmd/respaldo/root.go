@@ -51,7 +51,7 @@ Begin with respaldo check, which says what a backup would do and touches nothing
 	f.BoolVar(&a.flags.json, "json", false, "print the result, or the error, as one JSON document on stdout")
 	f.BoolVarP(&a.flags.quiet, "quiet", "q", false, "say nothing on stderr but warnings and errors")
 	f.BoolVarP(&a.flags.verbose, "verbose", "v", false, "log every external command, statement and decision")
-	f.StringVar(&a.flags.logFormat, "log-format", "text", "format of the log on stderr: text or json")
+	f.StringVar(&a.flags.logFormat, "log-format", "text", "`FORMAT` of the log on stderr: text or json")
 	f.BoolVar(&a.flags.noColor, "no-color", false, "no colours (also NO_COLOR in the environment)")
 	root.MarkFlagsMutuallyExclusive("quiet", "verbose")
 	root.RegisterFlagCompletionFunc("server", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {

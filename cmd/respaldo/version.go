@@ -47,7 +47,7 @@ func newVersionCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Say which respaldo this is",
-		Long:  "Say which respaldo this is: its version, the commit it was built from, the Go release and the platform.",
+		Long:  "Say which respaldo this is: version, commit, Go release and platform.",
 		Example: `  respaldo version
   respaldo version --json`,
 		Args: exactArgs(),
