@@ -6,6 +6,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/kopia/kopia/repo"
@@ -20,6 +23,54 @@ import (
 type reader struct{ content content.Reader }
 
 func newReader(rep repo.DirectRepository) *reader { return &reader{rep.ContentReader()} }
+
+// memoryIndexBytes is up to which size a repository's index is read into memory: about
+// 200 GB of different data.
+const memoryIndexBytes = 64 << 20
+
+// uncached opens the repository a second time, to read much: kopia would write every chunk
+// into its cache first, and what an earlier run has cached may be fine where the repository
+// is not. Only a big index makes it take a cache, of its own, so that the index is mapped and
+// not in memory.
+func (r *Repo) uncached(ctx context.Context) (*reader, func(), error) {
+	blobs, err := r.rep.IndexBlobs(ctx, false)
+	if err != nil {
+		return nil, nil, r.where.explain("cannot read the index of the repository", err)
+	}
+	var index int64
+	for _, b := range blobs {
+		index += b.Length
+	}
+	dir, err := os.MkdirTemp(r.dir, "read-*")
+	if err != nil {
+		return nil, nil, noCache(err)
+	}
+	caching := &content.CachingOptions{}
+	if index > memoryIndexBytes {
+		caching = &content.CachingOptions{CacheDirectory: dir, MetadataCacheSizeBytes: 64 << 20, MetadataCacheSizeLimitBytes: 64 << 20}
+	}
+	rep, err := r.open(ctx, filepath.Join(filepath.Base(dir), "repository"), caching)
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, nil, err
+	}
+	return newReader(rep), func() {
+		rep.Close(context.WithoutCancel(ctx))
+		os.RemoveAll(dir)
+	}, nil
+}
+
+// batchChunks is how many chunks one goroutine reads in a row: 2 MiB.
+const batchChunks = 16
+
+// readers is how many chunks to read at once: enough to use the processors, and over a
+// network to hide its latency (30 ms a chunk are 4 MB/s one by one).
+func (r *Repo) readers() int {
+	if r.where.remote() {
+		return 32
+	}
+	return max(2, runtime.GOMAXPROCS(0))
+}
 
 // contents is what object.LoadIndexObject asks for.
 type contents struct{ content.Reader }

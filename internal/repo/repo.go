@@ -188,8 +188,7 @@ func Open(ctx context.Context, cfg Config, password string, o Options) (*Repo, e
 // names the storage type "respaldo" and the URL, so that no secret gets into it.
 func (r *Repo) open(ctx context.Context, name string, caching *content.CachingOptions) (repo.DirectRepository, error) {
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
-		return nil, &respaldo.Error{Kind: respaldo.RepoFailed, What: "cannot use the cache directory",
-			Hint: "make it writable, or name another one", Err: err}
+		return nil, noCache(err)
 	}
 	// A size of 0 makes kopia panic at the first read. With 1 it keeps a chunk or two: data
 	// is read once, and caching it would write everything a second time.
@@ -206,8 +205,7 @@ func (r *Repo) open(ctx context.Context, name string, caching *content.CachingOp
 	}
 	file := filepath.Join(r.dir, name+".config")
 	if err := writeFile(file, local); err != nil {
-		return nil, &respaldo.Error{Kind: respaldo.RepoFailed, What: "cannot use the cache directory",
-			Hint: "make it writable, or name another one", Err: err}
+		return nil, noCache(err)
 	}
 	rep, err := repo.Open(ctx, file, r.password, &repo.Options{
 		DisableRepositoryLog: true,
@@ -227,6 +225,11 @@ func (r *Repo) open(ctx context.Context, name string, caching *content.CachingOp
 		return nil, fmt.Errorf("repository %s: kopia gave a %T", r.where.name, rep)
 	}
 	return direct, nil
+}
+
+func noCache(err error) error {
+	return &respaldo.Error{Kind: respaldo.RepoFailed, What: "cannot use the cache directory",
+		Hint: "make it writable, or name another one", Err: err}
 }
 
 // Close releases the repository. Nothing is pending by then: each operation flushes.

@@ -43,12 +43,16 @@ func (r *Repo) Restore(ctx context.Context, b respaldo.Backup, targets map[strin
 		return err
 	}
 	ctx = withLog(ctx, r.opts.Log)
-	rd := newReader(r.rep)
-	run := &restoring{r: r, rd: rd, backup: b.ID}
 	root, err := r.root(ctx, b)
 	if err != nil {
 		return err
 	}
+	rd, done, err := r.uncached(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	run := &restoring{r: r, rd: rd, backup: b.ID}
 	if err := rd.json(ctx, root, filesName, &run.table); err != nil {
 		return r.where.explain("cannot read a backup in", err)
 	}

@@ -4,15 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 
-	"github.com/kopia/kopia/repo/content"
-	"github.com/kopia/kopia/repo/manifest"
 	"github.com/kopia/kopia/snapshot"
 	"golang.org/x/sync/errgroup"
 
@@ -38,26 +33,14 @@ type Damage struct {
 func (r *Repo) Verify(ctx context.Context, b respaldo.Backup, report func(respaldo.Progress)) (Verified, error) {
 	var v Verified
 	ctx = withLog(ctx, r.opts.Log)
-	dir, err := os.MkdirTemp(r.dir, "verify-*")
+	rd, done, err := r.uncached(ctx)
 	if err != nil {
 		return v, err
 	}
-	defer os.RemoveAll(dir)
-	// A cache of its own, for the indexes alone: what an earlier run has cached may be
-	// fine where the repository is not.
-	rep, err := r.open(ctx, filepath.Join(filepath.Base(dir), "verify"), &content.CachingOptions{CacheDirectory: dir,
-		MetadataCacheSizeBytes: 64 << 20, MetadataCacheSizeLimitBytes: 64 << 20})
+	defer done()
+	root, err := r.root(ctx, b)
 	if err != nil {
 		return v, err
-	}
-	defer rep.Close(ctx)
-	rd := newReader(rep)
-
-	var man snapshot.Manifest
-	if _, err := rep.GetManifest(ctx, manifest.ID(b.ID), &man); errors.Is(err, manifest.ErrNotFound) {
-		return v, &respaldo.Error{Kind: respaldo.NotFound, What: "there is no backup " + b.ID + " any more", Hint: "respaldo list shows what there is"}
-	} else if err != nil {
-		return v, r.where.explain("cannot verify a backup in", err)
 	}
 
 	p := reporter("verify", b.Bytes, report)
@@ -119,7 +102,7 @@ func (r *Repo) Verify(ctx context.Context, b respaldo.Backup, report func(respal
 		}
 		return nil
 	}
-	err = walk("", man.RootEntry)
+	err = walk("", root)
 	err = errors.Join(err, group.Wait())
 	p.finish()
 	if ctx.Err() != nil {
@@ -151,16 +134,4 @@ func names(list []Damage) string {
 		parts = append(parts, fmt.Sprintf("%d more", more))
 	}
 	return strings.Join(parts, ", ")
-}
-
-// batchChunks is how many chunks one goroutine reads in a row: 2 MiB.
-const batchChunks = 16
-
-// readers is how many chunks to read at once: enough to use the processors, and over a
-// network to hide its latency (30 ms a chunk are 4 MB/s one by one).
-func (r *Repo) readers() int {
-	if r.where.remote() {
-		return 32
-	}
-	return max(2, runtime.GOMAXPROCS(0))
 }
