@@ -5,7 +5,10 @@ package lab_test
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
+	"path"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -27,10 +30,45 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// disks are what most tests of volumes want: one for a volume group, one for Btrfs.
-var disks = []lab.Disk{{Bytes: 4 << 30}, {Bytes: 2 << 30}}
+// packages have guest tests; what their guest needs beside the default.
+var packages = map[string]lab.Spec{
+	"./internal/volume": {Disks: twoDisks, Deadline: 10 * time.Minute},
+	"./lab/guest":       {Disks: twoDisks, Memory: 1536},
+}
 
-func TestWedged(t *testing.T) {
+// twoDisks are what most tests of volumes want: one for a volume group, one for Btrfs.
+var twoDisks = []lab.Disk{{Bytes: 4 << 30}, {Bytes: 2 << 30}}
+
+// TestGuest runs the guest tests of every package, each package in a guest of its own.
+// go test -run 'TestGuest/volume/TestX' runs one of them.
+func TestGuest(t *testing.T) {
+	for pkg, spec := range packages {
+		t.Run(path.Base(pkg), func(t *testing.T) {
+			t.Parallel()
+			lab.RunTests(t, spec, pkg, "")
+		})
+	}
+}
+
+// TestEveryGuestTestRuns finds a package whose guest tests nobody runs.
+func TestEveryGuestTestRuns(t *testing.T) {
+	err := filepath.WalkDir("..", func(file string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(file, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(file)
+		pkg := "./" + filepath.Dir(strings.TrimPrefix(file, "../"))
+		if _, ok := packages[pkg]; !ok && strings.HasPrefix(string(text), "//go:build guest\n") {
+			t.Errorf("%s has guest tests: add %s to packages above", file, pkg)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestWedgedGuestIsKilled(t *testing.T) {
 	t.Parallel()
 	g, err := lab.Boot(context.Background(), lab.Spec{Name: "wedged", Argv: []string{"/usr/bin/sleep", "1000"}, Deadline: 10 * time.Second})
 	if err != nil {
@@ -42,11 +80,4 @@ func TestWedged(t *testing.T) {
 	if err := g.Remove(); err != nil {
 		t.Error(err)
 	}
-}
-
-// TestGuest, TestVolume, … run the guest tests of a package; go test -run 'TestVolume/X'
-// runs one of them.
-func TestGuest(t *testing.T) {
-	t.Parallel()
-	lab.RunTests(t, lab.Spec{Disks: disks, Memory: 1536}, "./lab/guest", "")
 }
