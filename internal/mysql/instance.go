@@ -131,8 +131,9 @@ func (i *Instance) Exited() <-chan struct{} { return i.exited }
 func (i *Instance) RecoverySeconds() float64 { return i.recovery.Seconds() }
 
 // launch starts the process and returns when it is known to the caller's ledger and
-// on its way. The goroutine that starts it stays on its thread until the process ends:
-// the kernel sends the parent-death signal when the *thread* dies that made the child.
+// on its way. The goroutine that starts it keeps its thread until the process ends: the
+// kernel sends the parent-death signal when the *thread* dies that made the child. It gives
+// the thread back alive, as others may have started children from it.
 func (i *Instance) launch() error {
 	setup, err := i.image.setup(i.request)
 	if err != nil {
@@ -161,6 +162,7 @@ func (i *Instance) launch() error {
 	}
 	go func() {
 		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
 		_, i.exitErr = run.Local{Log: i.request.Log}.Run(context.Background(), cmd)
 		close(i.exited)
 	}()

@@ -130,9 +130,10 @@ func readEvent(r *bufio.Reader, pos int64) (event, error) {
 	}
 	e := event{kind: header[4], size: int64(binary.LittleEndian.Uint32(header[9:]))}
 	end := binary.LittleEndian.Uint32(header[13:])
-	// The end position is 32 bits in files of any size. Zeros at the end of a file, which
-	// a crash with sync_binlog=0 leaves, fail here as well.
-	if e.size < eventHeaderSize || end != uint32(pos+e.size) {
+	// The end position is 32 bits in files of any size; since MariaDB 11 it is zero for
+	// events inside a transaction. Zeros at the end of a file, which a crash with
+	// sync_binlog=0 leaves, have no size either.
+	if e.size < eventHeaderSize || end != 0 && end != uint32(pos+e.size) {
 		return event{}, errTorn
 	}
 	// The beginning of the body, as far as it tells groups apart.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/respaldo-backup/respaldo"
@@ -23,11 +24,11 @@ func (i *Instance) Coordinates(ctx context.Context) (respaldo.Coordinates, error
 	if !b.on {
 		return at, nil
 	}
-	set, err := i.gtidSet(ctx)
+	own, err := readCoordinates(ctx, i.db, i.request.Manifest.Version, false)
 	if err != nil {
-		return at, err
+		return at, i.asking("its coordinates", err)
 	}
-	at.GTIDSet = set
+	at.GTIDSet = own.GTIDSet
 	if at.File = b.last(); at.File == "" {
 		return at, nil
 	}
@@ -40,19 +41,6 @@ func (i *Instance) Coordinates(ctx context.Context) (respaldo.Coordinates, error
 		at.Position, err = i.listedSize(ctx, at.File)
 	}
 	return at, err
-}
-
-// gtidSet is empty where GTIDs are not in use.
-func (i *Instance) gtidSet(ctx context.Context) (string, error) {
-	query := "SELECT @@GLOBAL.gtid_executed"
-	if i.request.Manifest.Version.Flavor == respaldo.MariaDB {
-		query = "SELECT @@GLOBAL.gtid_binlog_pos"
-	}
-	var set string
-	if err := i.db.QueryRowContext(ctx, query).Scan(&set); err != nil {
-		return "", i.asking("the GTID set", err)
-	}
-	return strings.ReplaceAll(set, "\n", ""), nil
 }
 
 func (i *Instance) scan(name string, from int64) (binlogScan, error) {
@@ -75,28 +63,14 @@ func (i *Instance) scan(name string, from int64) (binlogScan, error) {
 
 // listedSize asks the server for the size of a binlog that we cannot read.
 func (i *Instance) listedSize(ctx context.Context, name string) (uint64, error) {
-	rows, err := i.db.QueryContext(ctx, "SHOW BINARY LOGS")
+	logs, err := queryRows(ctx, i.db, "SHOW BINARY LOGS")
 	if err != nil {
 		return 0, i.asking("its binlogs", err)
 	}
-	defer rows.Close()
-	columns, err := rows.Columns()
-	if err != nil {
-		return 0, err
-	}
-	for rows.Next() {
-		var file string
-		var size uint64
-		values := []any{&file, &size, new(any)}[:min(3, len(columns))] // MySQL 8 adds "Encrypted"
-		if err := rows.Scan(values...); err != nil {
-			return 0, i.asking("its binlogs", err)
+	for _, l := range logs {
+		if l["log_name"] == name {
+			return strconv.ParseUint(l["file_size"], 10, 64)
 		}
-		if file == name {
-			return size, nil
-		}
-	}
-	if err := rows.Err(); err != nil {
-		return 0, i.asking("its binlogs", err)
 	}
 	return 0, fmt.Errorf("the instance does not list the origin's binlog %s", name)
 }

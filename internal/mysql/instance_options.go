@@ -86,8 +86,8 @@ func (img *image) options(request InstanceRequest) ([]string, error) {
 		"--tmpdir="+filepath.Join(scratch, "tmp"),
 		"--secure-file-priv="+filepath.Join(scratch, "files"),
 		"--general-log=OFF", "--general-log-file="+filepath.Join(scratch, "general.log"),
-		"--slow-query-log=OFF", "--slow-query-log-file="+filepath.Join(scratch, "slow.log"),
-		"--loose-log-error-verbosity=3")
+		"--slow-query-log=OFF", "--slow-query-log-file="+filepath.Join(scratch, "slow.log"))
+	o.set("log_error_verbosity", "3") // MySQL 8 is silent about recovery otherwise
 
 	// What its files need.
 	o.carry(carried...)
@@ -108,7 +108,7 @@ func (img *image) options(request InstanceRequest) ([]string, error) {
 	o.binlog(img)
 
 	// What must not happen.
-	o.silence(m.Variables)
+	o.silence()
 	if request.Account == nil {
 		o.add("--skip-grant-tables")
 	}
@@ -123,6 +123,13 @@ type optionList struct {
 }
 
 func (o *optionList) add(options ...string) { o.list = append(o.list, options...) }
+
+// set gives a variable a value of ours, where the server has it.
+func (o *optionList) set(name, value string) {
+	if _, ok := o.variables[name]; ok {
+		o.add("--loose-" + strings.ReplaceAll(name, "_", "-") + "=" + value)
+	}
+}
 
 // carry repeats the origin's settings; loose, because not every variable is an option.
 func (o *optionList) carry(names ...string) {
@@ -197,25 +204,33 @@ func (o *optionList) binlog(img *image) {
 		return
 	}
 	o.add("--log-bin="+img.binlogs.option(img.dataDir),
-		"--log-bin-index="+img.binlogs.index(img.dataDir),
-		"--loose-expire-logs-days=0", "--loose-binlog-expire-logs-seconds=0", "--loose-binlog-expire-logs-auto-purge=OFF",
-		"--loose-max-binlog-total-size=0",
-		"--sync-binlog=0")
+		"--log-bin-index="+img.binlogs.index(img.dataDir), "--sync-binlog=0")
+	o.set("expire_logs_days", "0")
+	o.set("binlog_expire_logs_seconds", "0")
+	o.set("binlog_expire_logs_auto_purge", "OFF")
+	o.set("max_binlog_total_size", "0")
 }
 
-// silence keeps the instance to itself.
-func (o *optionList) silence(variables map[string]string) {
-	o.add("--server-id="+strconv.FormatUint(uint64(ownServerID(variables["server_id"])), 10),
+// silence keeps the instance to itself. Most of what could harm is off because
+// --no-defaults says nothing of it; here is what is on by default.
+func (o *optionList) silence() {
+	o.add("--server-id="+strconv.FormatUint(uint64(ownServerID(o.variables["server_id"])), 10),
 		"--skip-networking", "--skip-name-resolve", "--local-infile=OFF",
 		"--event-scheduler=DISABLED",
-		"--relay-log="+relayLogName, "--relay-log-index="+relayLogName+".index", "--loose-relay-log-recovery=OFF",
-		"--loose-mysqlx=OFF",
-		"--loose-wsrep-on=OFF", "--loose-wsrep-provider=none",
-		"--loose-innodb-dedicated-server=OFF",
-		"--loose-innodb-buffer-pool-load-at-startup=OFF", "--loose-innodb-buffer-pool-dump-at-shutdown=OFF",
-		"--loose-innodb-encryption-threads=0",
-		"--loose-auto-generate-certs=OFF", "--loose-sha256-password-auto-generate-rsa-keys=OFF",
-		"--loose-caching-sha2-password-auto-generate-rsa-keys=OFF")
+		"--relay-log="+relayLogName, "--relay-log-index="+relayLogName+".index")
+	o.set("relay_log_recovery", "OFF")
+	o.set("wsrep_on", "OFF")
+	o.set("wsrep_provider", "none")
+	o.set("innodb_dedicated_server", "OFF")
+	o.set("innodb_buffer_pool_load_at_startup", "OFF")
+	o.set("innodb_buffer_pool_dump_at_shutdown", "OFF")
+	o.set("innodb_encryption_threads", "0")
+	o.set("auto_generate_certs", "OFF")
+	o.set("sha256_password_auto_generate_rsa_keys", "OFF")
+	o.set("caching_sha2_password_auto_generate_rsa_keys", "OFF")
+	if o.version.Flavor == respaldo.MySQL {
+		o.add("--loose-mysqlx=OFF")
+	}
 	if o.version.AtLeast(respaldo.MySQL, 8, 0, 26) {
 		o.add("--skip-replica-start")
 	} else {
@@ -249,13 +264,17 @@ func (o *optionList) bound(memory int64) {
 	pool := max(memory/2, 24<<20) &^ (8<<20 - 1)
 	bytes := func(n int64) string { return strconv.FormatInt(n, 10) }
 	o.add("--innodb-buffer-pool-size="+bytes(pool),
-		"--loose-innodb-buffer-pool-size-max="+bytes(pool), // MariaDB reserves 8 TiB of addresses otherwise
-		"--loose-innodb-buffer-pool-chunk-size="+bytes(8<<20), "--loose-innodb-buffer-pool-instances=1",
-		// Kernel AIO contexts are few, and the origin has the first claim.
-		"--innodb-use-native-aio=OFF", "--innodb-read-io-threads=2", "--innodb-write-io-threads=2", "--loose-innodb-purge-threads=1",
-		"--innodb-flush-log-at-trx-commit=0",
+		"--key-buffer-size="+bytes(max(memory/32, 4<<20)),
+		"--table-open-cache=400", "--table-definition-cache=400", "--max-connections=16",
 		"--performance-schema=OFF",
-		"--key-buffer-size="+bytes(max(memory/32, 4<<20)), "--loose-aria-pagecache-buffer-size="+bytes(max(memory/32, 4<<20)),
-		"--loose-query-cache-size=0", "--loose-temptable-max-ram="+bytes(max(memory/8, 16<<20)),
-		"--table-open-cache=400", "--table-definition-cache=400", "--max-connections=16")
+		// Kernel AIO contexts are few, and the origin has the first claim.
+		"--innodb-use-native-aio=OFF", "--innodb-read-io-threads=2", "--innodb-write-io-threads=2",
+		"--innodb-flush-log-at-trx-commit=0")
+	o.set("innodb_buffer_pool_size_max", bytes(pool)) // MariaDB reserves 8 TiB of addresses otherwise
+	o.set("innodb_buffer_pool_chunk_size", bytes(8<<20))
+	o.set("innodb_buffer_pool_instances", "1")
+	o.set("innodb_purge_threads", "1")
+	o.set("aria_pagecache_buffer_size", bytes(max(memory/32, 4<<20)))
+	o.set("query_cache_size", "0")
+	o.set("temptable_max_ram", bytes(max(memory/8, 16<<20)))
 }

@@ -7,5 +7,7 @@ import (
 
 func TestMain(m *testing.M) {
 	InstanceMain() // the instances that tests start are this program
-	os.Exit(m.Run())
+	code := m.Run()
+	stopOrigins()
+	os.Exit(code)
 }
