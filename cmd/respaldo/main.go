@@ -8,9 +8,12 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"github.com/respaldo-backup/respaldo/internal/mysql"
 )
 
 func main() {
+	mysql.InstanceMain() // first: in a process of ours that is to become a server, it does not return
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
