@@ -54,7 +54,7 @@ func (b binlogs) option(dataDir string) string {
 }
 
 func relativeTo(dir, path string) string {
-	if within(path, dir) && path != dir {
+	if isWithin(path, dir) && path != dir {
 		return strings.TrimPrefix(path, dir+"/")
 	}
 	return path
@@ -114,7 +114,7 @@ func (img *image) adopt(p respaldo.Place) {
 	if p.Path == "" || p.Real == "" || p.Path == p.Real {
 		return
 	}
-	if local, ok := img.dirs[p.Real]; ok && img.dirs[p.Path] == "" && !within(p.Path, img.dataDir) {
+	if local, ok := img.dirs[p.Real]; ok && img.dirs[p.Path] == "" && !isWithin(p.Path, img.dataDir) {
 		img.dirs[p.Path] = local
 	} else if local, ok := img.dirs[p.Path]; ok && img.dirs[p.Real] == "" {
 		img.dirs[p.Real] = local
@@ -125,7 +125,7 @@ func (img *image) adopt(p respaldo.Place) {
 func (img *image) find(origin string) (local string, ok bool) {
 	best := ""
 	for dir := range img.dirs {
-		if within(origin, dir) && len(dir) > len(best) {
+		if isWithin(origin, dir) && len(dir) > len(best) {
 			best = dir
 		}
 	}
@@ -369,7 +369,7 @@ func (img *image) writeIndex(root *os.Root, b binlogs) error {
 	prefix := "./"
 	if b.dir != img.dataDir {
 		prefix = b.dir + "/" // the copy's, in the instance's view
-		if within(b.dir, img.dataDir) {
+		if isWithin(b.dir, img.dataDir) {
 			prefix = "./" + strings.TrimPrefix(b.dir, img.dataDir+"/") + "/"
 		}
 	}

@@ -38,7 +38,7 @@ func (s setup) mount() error {
 			return err
 		}
 		place := makeMountPoint
-		if slices.ContainsFunc(targets, func(t string) bool { return within(b.Target, t) }) {
+		if slices.ContainsFunc(targets, func(t string) bool { return isWithin(b.Target, t) }) {
 			place = makeInImage
 		}
 		if err := place(b.Target, info.IsDir(), s.Work); err != nil {
@@ -155,7 +155,7 @@ func protectAllBut(writable []string) error {
 		return fmt.Errorf("reading the mounts: %w", err)
 	}
 	for _, m := range mounts {
-		if !holdsFiles(m) || slices.ContainsFunc(writable, func(p string) bool { return within(m.Mountpoint, p) }) {
+		if !holdsFiles(m) || slices.ContainsFunc(writable, func(p string) bool { return isWithin(m.Mountpoint, p) }) {
 			continue
 		}
 		flags := uintptr(unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY)
@@ -186,7 +186,7 @@ func holdsFiles(m *mountinfo.Info) bool {
 	return strings.HasPrefix(m.Source, "/dev/")
 }
 
-// within tells whether path is dir or lies below it; both are clean.
-func within(path, dir string) bool {
+// isWithin tells whether path is dir or lies below it; both are clean.
+func isWithin(path, dir string) bool {
 	return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
 }
