@@ -41,9 +41,8 @@ type Spec struct {
 	// guest goes on meanwhile. It may call Kill.
 	OnLine   func(line string)
 	StockLVM bool // with the distribution's lvm.conf, instead of one that waits for nothing
-	// Terminal connects the console to this process's own terminal, as an interactive
-	// session; Input and Output when set replace standard input and output.
-	Terminal *Terminal
+	// Terminal makes the console this process's own terminal, for an interactive session.
+	Terminal bool
 	Link     *Link // network card, joined to another guest's
 }
 
@@ -56,6 +55,7 @@ type Guest struct {
 	console *os.File
 	lines   sync.WaitGroup
 	done    chan struct{}
+	restore func() // puts our terminal back as it was
 
 	mu     sync.Mutex
 	reason error // why it was killed
@@ -63,6 +63,8 @@ type Guest struct {
 
 // ErrKilled is what Wait returns for a guest that Kill ended.
 var ErrKilled = errors.New("the guest's power was cut")
+
+const defaultDeadline = 5 * time.Minute
 
 var unsafeName = regexp.MustCompile(`[^A-Za-z0-9-]+`)
 
@@ -74,7 +76,7 @@ func Boot(ctx context.Context, spec Spec) (*Guest, error) {
 		spec.Memory = 1024
 	}
 	if spec.Deadline == 0 {
-		spec.Deadline = 5 * time.Minute
+		spec.Deadline = defaultDeadline
 	}
 	if spec.Name = strings.Trim(unsafeName.ReplaceAllString(spec.Name, "-"), "-"); spec.Name == "" {
 		spec.Name = "lab"
@@ -189,8 +191,8 @@ func (g *Guest) output() (*os.File, error) {
 	go func() {
 		defer g.lines.Done()
 		defer r.Close()
-		if g.spec.Terminal != nil {
-			io.Copy(io.MultiWriter(g.spec.Terminal.out(), g.console), r)
+		if g.spec.Terminal {
+			io.Copy(os.Stdout, r)
 			return
 		}
 		in := bufio.NewReaderSize(r, 1<<16)
@@ -227,6 +229,9 @@ func (g *Guest) watch(ctx context.Context, sockets string) {
 	<-ended
 	g.lines.Wait()
 	g.console.Close()
+	if g.restore != nil {
+		g.restore()
+	}
 	os.RemoveAll(sockets)
 	close(g.done)
 }

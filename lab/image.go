@@ -115,6 +115,13 @@ func ensureImage(ctx context.Context) (image, error) {
 	return img, nil
 }
 
+// Prepare fetches and makes what every guest boots from, so that the first Boot is not the
+// one to wait for it.
+func Prepare(ctx context.Context) error {
+	_, err := ensureImage(ctx)
+	return err
+}
+
 func unpackRoot(ctx context.Context, debs, root string) ([]string, error) {
 	files, err := debian.Fetch(ctx, debian.Request{
 		State:    filepath.Join(servers.Cache(), "apt"),

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -27,31 +28,9 @@ var sideBySide = make(chan struct{}, 2)
 // when something failed.
 func RunTests(t *testing.T, spec Spec, pkg, pattern string) {
 	t.Helper()
-	tools, err := builtTools()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := tools.respaldo(); err != nil {
-		t.Fatal(err)
-	}
-	binary, err := tools.tests(pkg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if pattern == "" {
-		pattern = below(t.Name())
-	}
 	sideBySide <- struct{}{}
 	defer func() { <-sideBySide }()
-	if spec.Deadline == 0 {
-		spec.Deadline = 5 * time.Minute
-	}
-	if spec.Name == "" {
-		spec.Name = path.Base(pkg)
-	}
-	spec.Dir = path.Join("/src", pkg)
-	// The guest's own timeout comes first: it shows where every goroutine stands.
-	spec.Argv = []string{"/opt/lab/" + binary, "-test.v=test2json", "-test.run=" + pattern, "-test.timeout=" + (spec.Deadline - 10*time.Second).String()}
+	spec = testSpec(t, spec, pkg, pattern)
 	events, feed, err := converter()
 	if err != nil {
 		t.Fatal(err)
@@ -91,6 +70,100 @@ func RunTests(t *testing.T, spec Spec, pkg, pattern string) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// CutPower runs guest tests as RunTests does, until the console shows a line that contains
+// mark, and then cuts the guest's power. That a test ends earlier is a failure. Give the
+// spec's disks a path to boot another guest with what is on them.
+func CutPower(t *testing.T, spec Spec, pkg, pattern, mark string) {
+	t.Helper()
+	sideBySide <- struct{}{}
+	defer func() { <-sideBySide }()
+	spec = testSpec(t, spec, pkg, pattern)
+	marked := make(chan struct{})
+	watch, once := spec.OnLine, sync.Once{}
+	spec.OnLine = func(line string) {
+		if watch != nil {
+			watch(line)
+		}
+		if strings.Contains(line, mark) {
+			once.Do(func() { close(marked) })
+		}
+	}
+	g, err := Boot(context.Background(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-marked:
+		g.Kill()
+	case <-g.Done():
+	}
+	if _, err := g.Wait(); !errors.Is(err, ErrKilled) {
+		t.Fatalf("the guest ended before it printed %q: %v\n%s", mark, err, g.tail())
+	}
+	if err := g.Remove(); err != nil {
+		t.Error(err)
+	}
+}
+
+// testSpec builds what a guest needs to run a package's tests.
+func testSpec(t *testing.T, spec Spec, pkg, pattern string) Spec {
+	t.Helper()
+	tools, err := builtTools()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tools.respaldo(); err != nil {
+		t.Fatal(err)
+	}
+	binary, err := tools.tests(pkg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pattern == "" {
+		pattern = below(t.Name())
+	}
+	if spec.Deadline == 0 {
+		spec.Deadline = defaultDeadline
+	}
+	if spec.Name == "" {
+		spec.Name = path.Base(pkg)
+	}
+	spec.Dir = path.Join("/src", pkg)
+	// The guest's own timeout comes first: it shows where every goroutine stands.
+	spec.Argv = []string{"/opt/lab/" + binary, "-test.v=test2json", "-test.run=" + pattern, "-test.timeout=" + (spec.Deadline - 10*time.Second).String()}
+	return spec
+}
+
+// RunProgram builds the main package pkg and runs it in a guest with the given arguments,
+// on our terminal if the spec says so, else with its output copied to ours. respaldo is on
+// the guest's PATH. It returns the program's exit code.
+func RunProgram(ctx context.Context, spec Spec, pkg string, args ...string) (int, error) {
+	tools, err := builtTools()
+	if err != nil {
+		return -1, err
+	}
+	name := path.Base(pkg)
+	if err := errors.Join(tools.respaldo(), tools.once(name, "build", "-ldflags=-s -w", pkg)); err != nil {
+		return -1, err
+	}
+	if spec.Name == "" {
+		spec.Name = name
+	}
+	if spec.OnLine == nil {
+		spec.OnLine = func(line string) { fmt.Println(line) }
+	}
+	spec.Argv = append([]string{"/opt/lab/" + name}, args...)
+	g, err := Boot(ctx, spec)
+	if err != nil {
+		return -1, err
+	}
+	code, err := g.Wait()
+	if err != nil || (code != 0 && !spec.Terminal) {
+		return code, errors.Join(err, g.RemoveDisks())
+	}
+	return code, g.Remove()
 }
 
 // below is the part of our own -run pattern that speaks of the subtests of a test.

@@ -13,21 +13,6 @@ import (
 	"github.com/respaldo-backup/respaldo/lab/job"
 )
 
-// Terminal makes a guest's console a person's: this process's terminal.
-type Terminal struct {
-	restore func()
-}
-
-func (t *Terminal) out() io.Writer { return os.Stdout }
-
-// Restore puts the terminal back as it was before Boot. Call it on every way out.
-func (t *Terminal) Restore() {
-	if t.restore != nil {
-		t.restore()
-		t.restore = nil
-	}
-}
-
 // Link is one end of a network cable between two guests.
 type Link struct {
 	Address string // "10.9.0.1/24", of the guest's interface vec0
@@ -72,7 +57,7 @@ func (w *wires) add(f *os.File) int {
 
 func (g *Guest) wire(j *job.Job) (*wires, error) {
 	w := &wires{}
-	if g.spec.Terminal == nil {
+	if !g.spec.Terminal {
 		null, err := os.Open(os.DevNull)
 		if err != nil {
 			return nil, err
@@ -114,7 +99,7 @@ func (g *Guest) terminal(w *wires, j *job.Job) error {
 		if err != nil {
 			return err
 		}
-		g.spec.Terminal.restore = func() { term.Restore(stdin, before) }
+		g.restore = func() { term.Restore(stdin, before) }
 	}
 	go func() {
 		io.Copy(typed, os.Stdin)

@@ -56,7 +56,7 @@ func TestServersUnderLoad(t *testing.T) {
 
 // leftBehind notes failures instead of failing.
 type leftBehind struct {
-	testing.TB
+	guest.T
 	failed int
 }
 
@@ -67,7 +67,7 @@ func TestNothingLeftSees(t *testing.T) {
 	before := guest.Look(t)
 	before.NothingLeft(t)
 	guest.Run(t, "lvcreate", "-qq", "-y", "-s", "-L", "64m", "-n", "snap", v.LV)
-	seen := &leftBehind{TB: t}
+	seen := &leftBehind{T: t}
 	before.NothingLeft(seen)
 	if seen.failed == 0 {
 		t.Error("a snapshot left behind is not seen")
@@ -76,7 +76,7 @@ func TestNothingLeftSees(t *testing.T) {
 	guest.Run(t, "lvremove", "-qq", "-y", v.Group+"/snap")
 	before.NothingLeft(t)
 	guest.Run(t, "dmsetup", "suspend", v.Group+"-data")
-	seen = &leftBehind{TB: t}
+	seen = &leftBehind{T: t}
 	before.NothingLeft(seen)
 	guest.Run(t, "dmsetup", "resume", v.Group+"-data")
 	if seen.failed == 0 {

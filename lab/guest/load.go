@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"testing"
 	"time"
 )
 
@@ -30,7 +29,7 @@ type Progress []int
 
 // StartLoad makes the tables unless they exist and starts writing: each writer at most
 // fifty transactions a second, so that a guest's one CPU has room for others. Stop must be called.
-func StartLoad(t testing.TB, s *Server, writers int) *Load {
+func StartLoad(t T, s *Server, writers int) *Load {
 	t.Helper()
 	s.Exec(t,
 		"CREATE DATABASE IF NOT EXISTS labload",
@@ -119,7 +118,7 @@ func (l *Load) LongestWait() time.Duration {
 }
 
 // Moves waits until every writer has had a commit acknowledged since the call: writes flow.
-func (l *Load) Moves(t testing.TB, limit time.Duration) {
+func (l *Load) Moves(t T, limit time.Duration) {
 	t.Helper()
 	from := l.Acked()
 	Eventually(t, limit, func() error {
@@ -186,7 +185,7 @@ func Contents(db *sql.DB, writers int) (Progress, error) {
 
 // Within fails the test unless from ≤ p ≤ to for every writer: what an image holds lies
 // between what was acknowledged before it and what was begun after it.
-func (p Progress) Within(t testing.TB, from, to Progress) {
+func (p Progress) Within(t T, from, to Progress) {
 	t.Helper()
 	if len(p) != len(from) || len(p) != len(to) {
 		t.Fatalf("%d writers, want %d and %d", len(p), len(from), len(to))

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"testing"
 	"time"
 
 	"github.com/respaldo-backup/respaldo/lab/servers"
@@ -41,7 +40,7 @@ type Server struct {
 
 // StartServer starts a server and connects to it. It is killed at the end of the test
 // unless it has been stopped.
-func StartServer(t testing.TB, spec ServerSpec) *Server {
+func StartServer(t T, spec ServerSpec) *Server {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -106,7 +105,7 @@ func (s *Server) close() {
 }
 
 // Exec runs statements one after another; the test ends when one fails.
-func (s *Server) Exec(t testing.TB, statements ...string) {
+func (s *Server) Exec(t T, statements ...string) {
 	t.Helper()
 	for _, q := range statements {
 		if _, err := s.DB.Exec(q); err != nil {
@@ -116,7 +115,7 @@ func (s *Server) Exec(t testing.TB, statements ...string) {
 }
 
 // Chown gives a folder and everything in it to the user mysql.
-func Chown(t testing.TB, dir string) {
+func Chown(t T, dir string) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
@@ -130,7 +129,7 @@ func Chown(t testing.TB, dir string) {
 }
 
 // Checksums are the checksums of all user tables, by "database.table".
-func Checksums(t testing.TB, db *sql.DB) map[string]string {
+func Checksums(t T, db *sql.DB) map[string]string {
 	t.Helper()
 	rows, err := db.Query(`SELECT table_schema, table_name FROM information_schema.tables WHERE table_type='BASE TABLE'
 		AND table_schema NOT IN ('mysql','sys','information_schema','performance_schema') ORDER BY 1, 2`)

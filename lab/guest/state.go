@@ -7,7 +7,6 @@ import (
 	"sort"
 	"strconv"
 	"strings"
-	"testing"
 	"time"
 )
 
@@ -15,9 +14,9 @@ import (
 type State map[string]bool
 
 // Look notes what there is before an operation: mounts, logical volumes, device-mapper
-// devices that are suspended, Btrfs subvolumes, processes, and locks held in SQL are not
-// among it.
-func Look(t testing.TB) State {
+// devices and which of them are suspended, Btrfs subvolumes, processes. Locks held in SQL
+// are not among it: see Load.Moves.
+func Look(t T) State {
 	t.Helper()
 	s := State{}
 	for _, m := range mounts() {
@@ -44,7 +43,7 @@ func Look(t testing.TB) State {
 // NothingLeft fails the test when the system has anything now that it had not when the
 // State was taken. Words in keep excuse whatever contains them: the name of a snapshot
 // that was asked to stay. Processes get a few seconds to die.
-func (s State) NothingLeft(t testing.TB, keep ...string) {
+func (s State) NothingLeft(t T, keep ...string) {
 	t.Helper()
 	var left []string
 	Eventually(t, 5*time.Second, func() error {
@@ -80,7 +79,7 @@ func excused(item string, keep []string) bool {
 // Eventually asks until there is no error, or gives the last one to failed after the
 // limit; t.Fatal if failed is left out. It asks four times a second: looking is expensive
 // in a guest.
-func Eventually(t testing.TB, limit time.Duration, ask func() error, failed ...func(error)) {
+func Eventually(t T, limit time.Duration, ask func() error, failed ...func(error)) {
 	t.Helper()
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
@@ -108,7 +107,7 @@ type device struct {
 }
 
 // devices are the device-mapper's.
-func devices(t testing.TB) []device {
+func devices(t T) []device {
 	t.Helper()
 	var found []device
 	for _, line := range strings.Split(strings.TrimSpace(Run(t, "dmsetup", "info", "-c", "--noheadings", "--separator", " ", "-o", "name,suspended")), "\n") {
@@ -119,7 +118,7 @@ func devices(t testing.TB) []device {
 	return found
 }
 
-func subvolumes(t testing.TB) []string {
+func subvolumes(t T) []string {
 	t.Helper()
 	var found []string
 	seen := map[string]bool{}

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
-	"testing"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,7 +47,7 @@ type Volume struct {
 
 // NewVolume makes a volume on a whole disk and mounts it. At the end of the test it is
 // unmounted and destroyed, together with everything that was made in its group.
-func NewVolume(t testing.TB, spec VolumeSpec) *Volume {
+func NewVolume(t T, spec VolumeSpec) *Volume {
 	t.Helper()
 	disk := Disk(spec.Disk)
 	if spec.Bytes == 0 {
@@ -102,7 +101,7 @@ func NewVolume(t testing.TB, spec VolumeSpec) *Volume {
 	return v
 }
 
-func (v *Volume) mount(t testing.TB, options string) {
+func (v *Volume) mount(t T, options string) {
 	t.Helper()
 	if err := os.MkdirAll(v.Path, 0o755); err != nil {
 		t.Fatal(err)
@@ -123,7 +122,7 @@ func (v *Volume) mount(t testing.TB, options string) {
 }
 
 // Remount unmounts the volume and mounts it again, which empties its page cache.
-func (v *Volume) Remount(t testing.TB) {
+func (v *Volume) Remount(t T) {
 	t.Helper()
 	if err := unmountTree(v.Path); err != nil {
 		t.Fatalf("unmount %s: %v; held by %s", v.Path, err, strings.Join(holders(v.Path), ", "))
@@ -149,7 +148,7 @@ func unmountTree(path string) error {
 
 // removeGroup destroys a group with all that is in it: what is mounted from it, what is
 // suspended, what is open.
-func removeGroup(t testing.TB, group, disk string) {
+func removeGroup(t T, group, disk string) {
 	prefix := strings.ReplaceAll(group, "-", "--") + "-"
 	for _, d := range devices(t) {
 		if d.suspended && strings.HasPrefix(d.name, prefix) {
@@ -169,7 +168,7 @@ func removeGroup(t testing.TB, group, disk string) {
 }
 
 // Run runs a program and returns its standard output; the test ends when it fails.
-func Run(t testing.TB, program string, args ...string) string {
+func Run(t T, program string, args ...string) string {
 	t.Helper()
 	out, err := Try(program, args...)
 	if err != nil {

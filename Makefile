@@ -1,0 +1,34 @@
+# Everything that a test or demonstration needs is fetched into a cache folder of the
+# project's own ($RESPALDO_CACHE, else respaldo in the user's cache folder). No root needed.
+export CGO_ENABLED = 0
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+.PHONY: build test demo lab bench soak clean
+
+build:
+	go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o dist/respaldo ./cmd/respaldo
+
+# Host tests first: they fail sooner. -count=1 because go test cannot see what a guest runs.
+test:
+	go run ./lab/cmd/lab prepare
+	go vet ./...
+	go vet -tags lab,guest,faults ./...
+	go test ./...
+	go test -tags lab -count=1 -timeout 60m -v ./lab
+
+demo:
+	@go run ./lab/cmd/lab demo
+
+lab:
+	@go run ./lab/cmd/lab shell
+
+bench:
+	go run ./bench
+
+soak:
+	go run ./lab/cmd/lab prepare
+	go test -tags lab,soak -count=1 -timeout 12h -v ./lab
+
+clean:
+	rm -rf dist respaldo
