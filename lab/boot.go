@@ -43,6 +43,7 @@ type Spec struct {
 	StockLVM bool // with the distribution's lvm.conf, instead of one that waits for nothing
 	// Terminal makes the console this process's own terminal, for an interactive session.
 	Terminal bool
+	Respaldo bool  // build the program, with crash points, and put it on the guest's PATH
 	Link     *Link // network card, joined to another guest's
 }
 

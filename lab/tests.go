@@ -114,8 +114,10 @@ func testSpec(t *testing.T, spec Spec, pkg, pattern string) Spec {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := tools.respaldo(); err != nil {
-		t.Fatal(err)
+	if spec.Respaldo {
+		if err := tools.respaldo(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	binary, err := tools.tests(pkg)
 	if err != nil {
@@ -137,15 +139,18 @@ func testSpec(t *testing.T, spec Spec, pkg, pattern string) Spec {
 }
 
 // RunProgram builds the main package pkg and runs it in a guest with the given arguments,
-// on our terminal if the spec says so, else with its output copied to ours. respaldo is on
-// the guest's PATH. It returns the program's exit code.
+// on our terminal if the spec says so, else with its output copied to ours. It returns the program's exit code.
 func RunProgram(ctx context.Context, spec Spec, pkg string, args ...string) (int, error) {
 	tools, err := builtTools()
 	if err != nil {
 		return -1, err
 	}
 	name := path.Base(pkg)
-	if err := errors.Join(tools.respaldo(), tools.once(name, "build", "-ldflags=-s -w", pkg)); err != nil {
+	err = tools.once(name, "build", "-ldflags=-s -w", pkg)
+	if spec.Respaldo {
+		err = errors.Join(err, tools.respaldo())
+	}
+	if err != nil {
 		return -1, err
 	}
 	if spec.Name == "" {
@@ -193,9 +198,6 @@ func (t tools) once(name string, args ...string) error {
 }
 
 func (t tools) respaldo() error {
-	if sources, _ := filepath.Glob(filepath.Join(t.module, "cmd/respaldo/*.go")); len(sources) == 0 {
-		return nil
-	}
 	return t.once("respaldo", "build", "-tags=faults", "-ldflags=-s -w", "./cmd/respaldo")
 }
 

@@ -42,13 +42,13 @@ func run(ctx context.Context, args []string) (int, error) {
 		if err := servers.Ensure(ctx, "mariadb-10.11"); err != nil {
 			return 1, err
 		}
-		code, err := lab.RunProgram(ctx, lab.Spec{Name: "lab", Terminal: true, Memory: 1536, Disks: disks, Deadline: 24 * time.Hour}, "./lab/cmd/labshell")
+		code, err := lab.RunProgram(ctx, lab.Spec{Name: "lab", Respaldo: true, Terminal: true, Memory: 1536, Disks: disks, Deadline: 24 * time.Hour}, "./lab/cmd/labshell")
 		return code, err
 	case "demo":
 		if err := servers.Ensure(ctx, "mariadb-10.11"); err != nil {
 			return 1, err
 		}
-		return lab.RunProgram(ctx, lab.Spec{Name: "demo", Memory: 1536, Disks: disks, Deadline: 5 * time.Minute}, "./lab/cmd/demo", args[1:]...)
+		return lab.RunProgram(ctx, lab.Spec{Name: "demo", Respaldo: true, Memory: 1536, Disks: disks, Deadline: 5 * time.Minute}, "./lab/cmd/demo", args[1:]...)
 	}
 	return 2, errors.New("usage: lab prepare | shell | demo")
 }
