@@ -22,10 +22,10 @@ var sideBySide = make(chan struct{}, 2)
 
 // RunTests runs the tests of a package that carry the build tag guest as root inside a
 // guest, and shows each as a subtest of t. pkg is "./internal/volume"; pattern is as for
-// go test -run; if empty, what our own -run says below t's name, or everything. The spec's Argv and Dir are chosen here; its Name, if
-// empty, is the package's. The program respaldo, with crash points, is on the guest's PATH.
-// A run in which no test ran is a failure, and so is a skipped test. The console is kept
-// when something failed.
+// go test -run; if empty, what our own -run says below t's name, or everything. The spec's
+// Argv and Dir are chosen here; its Name, if empty, is the package's. A run in which no
+// test ran is a failure, and so is a skipped test. The console is kept when something
+// failed.
 func RunTests(t *testing.T, spec Spec, pkg, pattern string) {
 	t.Helper()
 	sideBySide <- struct{}{}
@@ -157,7 +157,11 @@ func RunProgram(ctx context.Context, spec Spec, pkg string, args ...string) (int
 		spec.Name = name
 	}
 	if spec.OnLine == nil {
-		spec.OnLine = func(line string) { fmt.Println(line) }
+		spec.OnLine = func(line string) {
+			if line != "reboot: System halted" { // the kernel's own farewell
+				fmt.Println(line)
+			}
+		}
 	}
 	spec.Argv = append([]string{"/opt/lab/" + name}, args...)
 	g, err := Boot(ctx, spec)

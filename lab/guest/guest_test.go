@@ -3,6 +3,8 @@
 package guest_test
 
 import (
+	"fmt"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -81,5 +83,36 @@ func TestNothingLeftSees(t *testing.T) {
 	guest.Run(t, "dmsetup", "resume", v.Group+"-data")
 	if seen.failed == 0 {
 		t.Error("a suspended device is not seen")
+	}
+}
+
+// TestFsyncSurvives writes and reads back; with LAB_POWER=cut it writes and waits for the
+// power to go, with LAB_POWER=back it reads what that guest wrote.
+func TestFsyncSurvives(t *testing.T) {
+	power := os.Getenv("LAB_POWER")
+	if power != "back" {
+		guest.Run(t, "mkfs.ext4", "-q", "-F", guest.Disk(0))
+	}
+	guest.Run(t, "mount", guest.Disk(0), "/mnt")
+	t.Cleanup(func() { guest.Run(t, "umount", "/mnt") })
+	if power != "back" {
+		f, err := os.Create("/mnt/file")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.WriteString("kept"); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Sync(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if power == "cut" {
+		fmt.Println("LAB-AT written")
+		<-t.Context().Done() // which never comes: the power goes first
+	}
+	if text, err := os.ReadFile("/mnt/file"); err != nil || string(text) != "kept" {
+		t.Errorf("read %q, %v", text, err)
 	}
 }
