@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -76,10 +77,10 @@ type Instance struct {
 	stop     sync.Mutex
 }
 
-const (
-	socketName   = "mysqld.sock"
-	errorLogName = "error.log"
-)
+// InstanceLog is the name of an instance's error log in its Scratch.
+const InstanceLog = "error.log"
+
+const socketName = "mysqld.sock"
 
 // StartInstance starts a server over the image and waits until it has recovered and
 // accepts connections. ctx bounds the wait: when it ends first, the process is ended too
@@ -100,12 +101,13 @@ func StartInstance(ctx context.Context, request InstanceRequest) (*Instance, err
 	}
 	start := time.Now()
 	if err := i.launch(); err != nil {
+		img.tidy()
 		return nil, err
 	}
 	if err := i.awaitReady(ctx); err != nil {
-		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		return nil, errors.Join(err, i.Stop(stopping))
+		now, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		cancel() // nothing in there is worth a polite end
+		return nil, errors.Join(err, i.Stop(now))
 	}
 	i.recovery = time.Since(start)
 	i.log.Info("instance ready", "pid", i.PID(), "recovery", i.recovery.Round(time.Millisecond), "log", i.LogPath())
@@ -119,7 +121,7 @@ func (i *Instance) DB() *sql.DB { return i.db }
 func (i *Instance) Socket() string { return filepath.Join(i.request.Scratch, socketName) }
 
 // LogPath is the server's error log.
-func (i *Instance) LogPath() string { return filepath.Join(i.request.Scratch, errorLogName) }
+func (i *Instance) LogPath() string { return filepath.Join(i.request.Scratch, InstanceLog) }
 
 // PID is the process ID of the server.
 func (i *Instance) PID() int { return i.process.Pid }
@@ -271,8 +273,18 @@ func (i *Instance) open() (*sql.DB, error) {
 // startFailed tells why the process ended before it was ready.
 func (i *Instance) startFailed() error {
 	var exit *run.ExitError
-	if errors.As(i.exitErr, &exit) && exit.Exit == setupFailed {
-		return namespaceError(errors.New(exit.Stderr))
+	if errors.As(i.exitErr, &exit) {
+		switch exit.Exit {
+		case setupFailed:
+			return namespaceError(errors.New(strings.TrimSpace(exit.Stderr)))
+		case cannotExecute, notFound:
+			return &respaldo.Error{
+				Kind: respaldo.Refused,
+				What: "cannot run the origin's server program",
+				Hint: "install the server that the image comes from (" + i.request.Manifest.Version.String() + ") on this machine",
+				Err:  errors.New(strings.TrimSpace(exit.Stderr)),
+			}
+		}
 	}
 	return &respaldo.Error{
 		Kind: respaldo.NotProved,
@@ -294,8 +306,8 @@ func (i *Instance) Stop(ctx context.Context) error {
 	select {
 	case <-i.exited:
 	case <-ctx.Done():
-		i.log.Warn("instance does not stop, killing it", "pid", i.PID())
-		i.process.Kill()
+		i.log.Debug("killing the instance", "pid", i.PID())
+		unix.Kill(-i.PID(), unix.SIGKILL) // it leads a group of its own: with all that it started
 		<-i.exited
 	}
 	i.image.tidy()

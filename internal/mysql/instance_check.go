@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// sampleTables and sampleBytes bound a quick check of the users' tables: it is to
+	// sampleTables and sampleBytes bound a quick check of the users' tables, which is to
 	// take seconds.
 	sampleTables = 32
 	sampleBytes  = 1 << 30
@@ -24,7 +24,6 @@ const (
 // table is one that CHECK TABLE can read.
 type table struct {
 	schema, name string
-	bytes        int64
 	system       bool
 }
 
@@ -37,33 +36,33 @@ func (t table) quoted() string {
 
 // Check runs CHECK TABLE: on every table (ProveFull), or on all system tables and a sample
 // of the others (ProveQuick), spread over the sorted names and starting elsewhere for each
-// image, so that a series of backups sees more of them. Views have no data, MEMORY tables
-// lost theirs, and log tables are not data: they do not count. A server that dies over a
-// table is a problem of that table, and the check ends there.
+// image, so that a series of backups sees more of them; tables that are too large for a
+// quick look are left out. Views have no data, MEMORY tables lost theirs, and log tables
+// are not data: they do not count. A server that dies over a table is a problem of that
+// table, and the check ends there.
 func (i *Instance) Check(ctx context.Context, level respaldo.ProveLevel) (tables, total int, problems []string, err error) {
 	all, err := i.tables(ctx)
 	if err != nil {
 		return 0, 0, nil, err
-	}
-	chosen := all
-	statement := "CHECK TABLE %s"
-	if level == respaldo.ProveQuick {
-		chosen = sample(all, i.request.Manifest.Taken)
-		statement += " QUICK"
 	}
 	conn, err := i.db.Conn(ctx)
 	if err != nil {
 		return 0, len(all), nil, i.asking("a connection", err)
 	}
 	defer conn.Close()
+	c, chosen := checker{conn: conn}, all
+	if level == respaldo.ProveQuick {
+		c.quick, c.room = true, sampleBytes
+		chosen = sample(all, i.request.Manifest.Taken)
+	}
 	for _, t := range chosen {
-		checked, found, err := checkTable(ctx, conn, t, fmt.Sprintf(statement, t.quoted()))
+		checked, found, err := c.check(ctx, t)
 		if err != nil {
 			if ctx.Err() != nil {
 				return tables, len(all), problems, context.Cause(ctx)
 			}
-			if died := i.diedOver(err); died != "" {
-				return tables, len(all), append(problems, fmt.Sprintf("%s: the server ended while checking it: %s", t, died)), nil
+			if words, died := i.diedOver(err); died {
+				return tables, len(all), append(problems, fmt.Sprintf("%s: the server ended while checking it: %s", t, words)), nil
 			}
 			found = []string{fmt.Sprintf("%s: %v", t, err)}
 		}
@@ -75,24 +74,24 @@ func (i *Instance) Check(ctx context.Context, level respaldo.ProveLevel) (tables
 	return tables, len(all), problems, nil
 }
 
-// diedOver waits for a server whose connection broke, and returns its last words; "" if it
-// lives on.
-func (i *Instance) diedOver(err error) string {
-	if !isConnectionLoss(err) {
-		return ""
+// diedOver tells whether a statement failed because the server died, which may take it a
+// while when it writes a stack trace, and what it said last.
+func (i *Instance) diedOver(err error) (words string, died bool) {
+	if errors.As(err, new(*driver.MySQLError)) { // refused by a server that lives
+		return "", false
 	}
 	select {
 	case <-i.exited:
-		return i.lastWords()
-	case <-time.After(stopTimeout): // a server that writes its stack trace takes a while
-		return ""
+		return i.lastWords(), true
+	case <-time.After(stopTimeout):
+		return "", false
 	}
 }
 
 // tables lists what can be checked, system tables first, by name.
 func (i *Instance) tables(ctx context.Context) ([]table, error) {
 	rows, err := i.db.QueryContext(ctx, `
-		SELECT TABLE_SCHEMA, TABLE_NAME, COALESCE(ENGINE, ''), COALESCE(DATA_LENGTH, 0) + COALESCE(INDEX_LENGTH, 0)
+		SELECT TABLE_SCHEMA, TABLE_NAME, COALESCE(ENGINE, '')
 		FROM information_schema.TABLES
 		WHERE TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED', 'SEQUENCE')
 		  AND TABLE_SCHEMA NOT IN ('information_schema', 'performance_schema')`)
@@ -104,7 +103,7 @@ func (i *Instance) tables(ctx context.Context) ([]table, error) {
 	for rows.Next() {
 		var t table
 		var engine string
-		if err := rows.Scan(&t.schema, &t.name, &engine, &t.bytes); err != nil {
+		if err := rows.Scan(&t.schema, &t.name, &engine); err != nil {
 			return nil, i.asking("its tables", err)
 		}
 		t.system = t.schema == "mysql" || t.schema == "sys"
@@ -137,7 +136,7 @@ func checkable(engine string) bool {
 	return false
 }
 
-// sample takes all system tables and up to sampleTables others, of at most sampleBytes.
+// sample takes all system tables and up to sampleTables others.
 func sample(all []table, taken time.Time) []table {
 	users := slices.IndexFunc(all, func(t table) bool { return !t.system })
 	if users < 0 {
@@ -145,22 +144,42 @@ func sample(all []table, taken time.Time) []table {
 	}
 	chosen, others := slices.Clone(all[:users]), all[users:]
 	step := max(1, (len(others)+sampleTables-1)/sampleTables)
-	start := int(uint64(taken.UnixNano())>>10) % len(others)
-	bytes := int64(0)
+	// Multiplied by the golden ratio: backups an hour apart differ as much as any.
+	start := int(uint64(taken.UnixNano()) * 0x9e3779b97f4a7c15 >> 33 % uint64(len(others)))
 	for n := 0; n < len(others); n += step {
-		t := others[(start+n)%len(others)]
-		if bytes+t.bytes > sampleBytes {
-			continue
-		}
-		bytes += t.bytes
-		chosen = append(chosen, t)
+		chosen = append(chosen, others[(start+n)%len(others)])
 	}
 	return chosen
 }
 
-// checkTable returns what CHECK TABLE has against a table, and whether it could check it.
-func checkTable(ctx context.Context, conn *sql.Conn, t table, statement string) (checked bool, problems []string, err error) {
-	rows, err := conn.QueryContext(ctx, statement)
+// checker checks tables over one connection.
+type checker struct {
+	conn  *sql.Conn
+	quick bool
+	room  int64 // bytes of users' tables that may still be read in a quick check
+}
+
+// check returns what CHECK TABLE has against a table, and whether it could check it.
+func (c *checker) check(ctx context.Context, t table) (checked bool, problems []string, err error) {
+	statement := "CHECK TABLE " + t.quoted()
+	if c.quick {
+		statement += " QUICK"
+		if !t.system {
+			// Asked for one table at a time: the server opens it for that, and if it dies
+			// we know over which.
+			var size int64
+			err := c.conn.QueryRowContext(ctx, `SELECT COALESCE(DATA_LENGTH, 0) + COALESCE(INDEX_LENGTH, 0)
+				FROM information_schema.TABLES WHERE TABLE_SCHEMA = ? AND TABLE_NAME = ?`, t.schema, t.name).Scan(&size)
+			if err != nil {
+				return false, nil, err
+			}
+			if size > c.room {
+				return false, nil, nil
+			}
+			c.room -= size
+		}
+	}
+	rows, err := c.conn.QueryContext(ctx, statement)
 	if err != nil {
 		return false, nil, err
 	}
@@ -193,9 +212,4 @@ func checkTable(ctx context.Context, conn *sql.Conn, t table, statement string) 
 func wantsUpgrade(text string) bool {
 	text = strings.ToLower(text)
 	return strings.Contains(text, "upgrade required") || strings.Contains(text, "please do \"alter table") || strings.Contains(text, "rebuild required")
-}
-
-// isConnectionLoss tells a broken connection from a statement that the server refused.
-func isConnectionLoss(err error) bool {
-	return !errors.As(err, new(*driver.MySQLError))
 }

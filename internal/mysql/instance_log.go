@@ -1,10 +1,11 @@
 package mysql
 
 import (
-	"bufio"
 	"errors"
+	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/respaldo-backup/respaldo/internal/run"
@@ -12,7 +13,8 @@ import (
 
 const (
 	lastWordsLines = 5
-	logLineLimit   = 400 // characters of one line in an error message
+	logLineLimit   = 400     // characters of one line in an error message
+	logBytes       = 4 << 20 // of the log's end are read; MySQL 5.6 dumps damaged pages into it
 )
 
 var (
@@ -29,7 +31,7 @@ func (i *Instance) lastWords() string {
 	lines := i.logLines()
 	var words []string
 	for _, line := range lines {
-		if errorLine.MatchString(line) {
+		if line = shorten(line); errorLine.MatchString(line) && !slices.Contains(words, line) {
 			words = append(words, line)
 		}
 	}
@@ -68,15 +70,18 @@ func shorten(line string) string {
 	return line[:min(len(line), logLineLimit)]
 }
 
+// logLines are the lines at the end of the log that are not empty.
 func (i *Instance) logLines() []string {
 	f, err := os.Open(i.LogPath())
 	if err != nil {
 		return nil // it never came to have one
 	}
 	defer f.Close()
+	f.Seek(-logBytes, io.SeekEnd) // fails for a shorter log, which is read from its start
+	text, _ := io.ReadAll(f)
 	var lines []string
-	for scanner := bufio.NewScanner(f); scanner.Scan(); {
-		if line := strings.TrimSpace(scanner.Text()); line != "" {
+	for line := range strings.Lines(string(text)) {
+		if line = strings.TrimSpace(line); line != "" {
 			lines = append(lines, line)
 		}
 	}

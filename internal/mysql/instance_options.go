@@ -82,7 +82,7 @@ func (img *image) options(request InstanceRequest) ([]string, error) {
 		// would not fit into a socket address.
 		"--socket="+filepath.Join(scratchName, socketName),
 		"--pid-file="+filepath.Join(scratch, "mysqld.pid"),
-		"--log-error="+filepath.Join(scratch, errorLogName),
+		"--log-error="+filepath.Join(scratch, InstanceLog),
 		"--tmpdir="+filepath.Join(scratch, "tmp"),
 		"--secure-file-priv="+filepath.Join(scratch, "files"),
 		"--general-log=OFF", "--general-log-file="+filepath.Join(scratch, "general.log"),

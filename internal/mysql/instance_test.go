@@ -1,7 +1,9 @@
 package mysql
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -9,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -34,6 +37,7 @@ type origin struct {
 	db      *sql.DB
 	clean   moment
 	crashed moment
+	earlier respaldo.Coordinates // some transactions before clean
 	once    sync.Once
 	failed  error
 }
@@ -182,10 +186,23 @@ func (o *origin) fill(ctx context.Context) error {
 	if o.name == "mysql-9.7" {
 		statements = append(statements, "SET PERSIST event_scheduler=ON", "SET PERSIST binlog_expire_logs_seconds=1", "SET PERSIST max_connections=77")
 	}
+	if err := o.exec(ctx, statements...); err != nil {
+		return err
+	}
+	before, err := o.seen(ctx)
+	if err != nil {
+		return err
+	}
+	o.earlier = before.manifest.Quiesced.Coordinates
+	statements = []string{}
 	for range 8 {
 		statements = append(statements, "INSERT INTO shop.orders (note) SELECT CONCAT(note, id) FROM shop.orders")
 	}
-	for _, s := range append(statements, "FLUSH TABLES") {
+	return o.exec(ctx, append(statements, "FLUSH NO_WRITE_TO_BINLOG TABLES")...)
+}
+
+func (o *origin) exec(ctx context.Context, statements ...string) error {
+	for _, s := range statements {
 		if _, err := o.db.ExecContext(ctx, s); err != nil {
 			return fmt.Errorf("%s: %s: %w", o.name, s, err)
 		}
@@ -301,7 +318,7 @@ func (m moment) request(t *testing.T) InstanceRequest {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			log, _ := os.ReadFile(filepath.Join(r.Scratch, errorLogName))
+			log, _ := os.ReadFile(filepath.Join(r.Scratch, InstanceLog))
 			t.Logf("log of the instance:\n%s", log)
 		}
 		nothingLeft(t, r)
@@ -405,39 +422,114 @@ func TestImageIsProvedBesideItsOrigin(t *testing.T) {
 				o.unharmed(t)
 			})
 			t.Run("crashed", func(t *testing.T) {
-				i := startInstance(t, o.crashed.request(t))
-				rows, err := rowsOf(t.Context(), i.DB())
-				if err != nil {
-					t.Fatal(err)
+				r := o.crashed.request(t)
+				o.makeIndexAbsolute(t, r)
+				mine := filesOf(t, o.outside)
+				binlogs := o.binlogs(t, o.data)
+				i := startInstance(t, r)
+				o.isWhatTheOriginWas(t, i)
+				o.staysByItself(t, i)
+				if _, err := i.DB().Exec("INSERT INTO shop.afar VALUES (3)"); err != nil {
+					t.Error(err)
 				}
-				if rows != o.crashed.rows {
-					t.Errorf("the origin recovered to\n%sthe instance to\n%s", o.crashed.rows, rows)
-				}
-				got, err := i.Coordinates(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				want := o.crashed.manifest.Quiesced.Coordinates.GTIDSet
-				if got.GTIDSet != want {
-					t.Errorf("the origin recovered to %s, the instance to %s", want, got.GTIDSet)
-				}
-				if got.File != o.lastBinlog(t) {
-					t.Errorf("the coordinates %s are not in the origin's last binlog %s", got, o.lastBinlog(t))
-				}
-				_, _, problems, err := i.Check(t.Context(), respaldo.ProveFull)
-				if err != nil || len(problems) > 0 {
-					t.Errorf("check: %v, %v", problems, err)
-				}
+				stopInstance(t, i)
 				o.unharmed(t)
+				if now := filesOf(t, o.outside); now != mine {
+					t.Errorf("the origin's files beside its data directory changed from\n%sto\n%s", mine, now)
+				}
+				if now := o.binlogs(t, o.data); !slices.Equal(now, binlogs) {
+					t.Errorf("the origin's binlogs were %v, are %v", binlogs, now)
+				}
+				for _, name := range o.binlogs(t, o.crashed.copy) {
+					if !slices.Contains(o.binlogs(t, r.Dirs[o.data]), name) {
+						t.Errorf("the instance purged %s", name)
+					}
+				}
 			})
 		})
 	}
 }
 
-// lastBinlog is the one in which the crashed copy ends.
-func (o *origin) lastBinlog(t *testing.T) string {
+// isWhatTheOriginWas compares with the origin, which recovered from the same crash.
+func (o *origin) isWhatTheOriginWas(t *testing.T, i *Instance) {
 	t.Helper()
-	root, err := os.OpenRoot(o.crashed.copy)
+	rows, err := rowsOf(t.Context(), i.DB())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rows != o.crashed.rows {
+		t.Errorf("the origin recovered to\n%sthe instance to\n%s", o.crashed.rows, rows)
+	}
+	got, err := i.Coordinates(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := o.crashed.manifest.Quiesced.Coordinates.GTIDSet; got.GTIDSet != want {
+		t.Errorf("the origin recovered to %s, the instance to %s", want, got.GTIDSet)
+	}
+	copied := o.binlogs(t, o.crashed.copy)
+	if last := copied[len(copied)-1]; got.File != last {
+		t.Errorf("the coordinates %s are not in the origin's last binlog %s", got, last)
+	}
+	_, _, problems, err := i.Check(t.Context(), respaldo.ProveFull)
+	if err != nil || len(problems) > 0 {
+		t.Errorf("check: %v, %v", problems, err)
+	}
+}
+
+// staysByItself looks at the settings of the running instance.
+func (o *origin) staysByItself(t *testing.T, i *Instance) {
+	t.Helper()
+	variables := map[string]string{}
+	rows, err := queryRows(t.Context(), i.DB(), "SHOW GLOBAL VARIABLES")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range rows {
+		variables[v["variable_name"]] = v["value"]
+	}
+	origin := o.crashed.manifest.Variables
+	for name, value := range map[string]string{
+		"skip_networking": "ON", "event_scheduler": "DISABLED", "local_infile": "OFF", "log_bin": "ON",
+		"expire_logs_days": "0", "binlog_expire_logs_seconds": "0", "wsrep_on": "OFF", "max_connections": "16",
+		"lower_case_table_names": origin["lower_case_table_names"], "innodb_page_size": origin["innodb_page_size"],
+		"sql_mode": origin["sql_mode"], "gtid_mode": origin["gtid_mode"],
+	} {
+		if got, ok := variables[name]; ok && strings.TrimSuffix(got, ".000000") != value {
+			t.Errorf("%s is %q, not %q", name, got, value)
+		}
+	}
+	for _, name := range []string{"server_id", "server_uuid", "socket", "pid_file"} {
+		if _, ok := variables[name]; ok && variables[name] == origin[name] {
+			t.Errorf("%s is the origin's %q", name, origin[name])
+		}
+	}
+	environment, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", i.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(environment, []byte(testSecret)) {
+		t.Error("the instance got our environment")
+	}
+}
+
+// makeIndexAbsolute makes the copied binlog index name the origin's own files.
+func (o *origin) makeIndexAbsolute(t *testing.T, r InstanceRequest) {
+	t.Helper()
+	index := filepath.Join(r.Dirs[o.data], "binlog.index")
+	content, err := os.ReadFile(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(index, bytes.ReplaceAll(content, []byte("./"), []byte(o.data+"/")), 0o640); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// binlogs of a data directory.
+func (o *origin) binlogs(t *testing.T, dir string) []string {
+	t.Helper()
+	root, err := os.OpenRoot(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -446,5 +538,23 @@ func (o *origin) lastBinlog(t *testing.T) string {
 	if err != nil || len(names) == 0 {
 		t.Fatalf("binlogs %v, %v", names, err)
 	}
-	return names[len(names)-1]
+	return names
+}
+
+// filesOf is a folder's files with a sum of their content.
+func filesOf(t *testing.T, dir string) string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all strings.Builder
+	for _, e := range entries {
+		content, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&all, "%s %x\n", e.Name(), sha256.Sum256(content))
+	}
+	return all.String()
 }

@@ -5,8 +5,15 @@ import (
 	"testing"
 )
 
+// testSecret is in our environment, and must not get into any other.
+const testSecret = "RESPALDO_TEST_SECRET=not-for-servers"
+
 func TestMain(m *testing.M) {
 	InstanceMain() // the instances that tests start are this program
+	if request := os.Getenv(holdVariable); request != "" {
+		holdInstance(request)
+	}
+	os.Setenv("RESPALDO_TEST_SECRET", "not-for-servers")
 	code := m.Run()
 	stopOrigins()
 	os.Exit(code)

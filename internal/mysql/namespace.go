@@ -2,6 +2,7 @@ package mysql
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -18,8 +19,11 @@ const (
 	// keeps anybody from starting a setup by typing the argument.
 	setupProgram  = "/proc/self/exe"
 	setupArgument = "respaldo-instance-setup"
-	// setupFailed is the exit code of a setup that could not start the server.
-	setupFailed = 125
+	// Exit codes of a setup that did not come to be the server. The last two are also
+	// those of a shell, which may be the program's wrapper.
+	setupFailed   = 125
+	cannotExecute = 126
+	notFound      = 127
 )
 
 // setup is what the re-executed process does before it becomes the server.
@@ -85,7 +89,12 @@ func InstanceMain() {
 	// What follows is set per thread, and the thread that calls exec is the one that
 	// becomes the process.
 	runtime.LockOSThread()
-	fmt.Fprintln(os.Stderr, becomeServer())
+	err := becomeServer()
+	fmt.Fprintln(os.Stderr, err)
+	var exec *os.PathError
+	if errors.As(err, &exec) && exec.Op == "exec" {
+		os.Exit(cannotExecute)
+	}
 	os.Exit(setupFailed)
 }
 

@@ -34,6 +34,11 @@ func Prove(ctx context.Context, request InstanceRequest, level respaldo.ProveLev
 		return proof, err
 	}
 	problems, err := i.examine(ctx, level, &proof)
+	if err != nil && ctx.Err() == nil {
+		if words, died := i.diedOver(err); died {
+			problems, err = append(problems, "the server started on the image ended: "+words), nil
+		}
+	}
 	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
 	if err := errors.Join(err, i.Stop(stopping)); err != nil {
@@ -52,8 +57,7 @@ func Prove(ctx context.Context, request InstanceRequest, level respaldo.ProveLev
 	}
 }
 
-// examine fills in what the running instance shows. A server that dies meanwhile is a
-// problem of the image, not an error.
+// examine fills in what the running instance shows.
 func (i *Instance) examine(ctx context.Context, level respaldo.ProveLevel, proof *respaldo.Proof) ([]string, error) {
 	proof.RecoverySeconds = i.RecoverySeconds()
 	at, err := i.Coordinates(ctx)

@@ -1,0 +1,226 @@
+package mysql
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/respaldo-backup/respaldo"
+)
+
+// notProved proves an image that must fail, and returns its problems.
+func notProved(t *testing.T, r InstanceRequest, level respaldo.ProveLevel) string {
+	t.Helper()
+	proof, err := Prove(t.Context(), r, level)
+	if respaldo.KindOf(err) != respaldo.NotProved {
+		t.Fatalf("error %v of kind %d", err, respaldo.KindOf(err))
+	}
+	if proof.OK || len(proof.Problems) == 0 || proof.Level != level {
+		t.Errorf("proof %+v", proof)
+	}
+	log := filepath.Join(r.Scratch, InstanceLog)
+	if hints := strings.Join(respaldo.HintsOf(err), " "); !strings.Contains(hints, log) {
+		t.Errorf("the hint %q does not name the log", hints)
+	}
+	if content, err := os.ReadFile(log); err != nil || len(content) == 0 {
+		t.Errorf("the log is not kept: %v", err)
+	}
+	return strings.Join(proof.Problems, "\n")
+}
+
+// damage overwrites a part of a file.
+func damage(t *testing.T, file string, at, length int64) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	garbage := make([]byte, length)
+	for n := range garbage {
+		garbage[n] = 0xA5
+	}
+	if _, err := f.WriteAt(garbage, at); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestDamagedImageIsNotProved(t *testing.T) {
+	for _, name := range []string{"mariadb-10.5", "mysql-5.6", "mariadb-11.8", "mysql-9.7"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := theOrigin(t, name)
+			t.Run("pages of a table", func(t *testing.T) {
+				r := o.clean.request(t)
+				damage(t, filepath.Join(r.Dirs[o.data], "shop/orders.ibd"), 4*16<<10, 4*16<<10)
+				if problems := notProved(t, r, respaldo.ProveFull); !strings.Contains(problems, "orders") {
+					t.Errorf("problems: %s", problems)
+				}
+				o.unharmed(t)
+			})
+			t.Run("system tablespace", func(t *testing.T) {
+				r := o.clean.request(t)
+				if err := os.Truncate(filepath.Join(r.Dirs[o.data], "ibdata1"), 100<<10); err != nil {
+					t.Fatal(err)
+				}
+				if problems := notProved(t, r, respaldo.ProveQuick); !strings.Contains(problems, "does not start") || !strings.Contains(problems, "ibdata1") {
+					t.Errorf("problems: %s", problems)
+				}
+			})
+		})
+	}
+}
+
+// A damaged table is named, and the others are checked all the same.
+func TestDamagedMyISAMTableIsNamed(t *testing.T) {
+	t.Parallel()
+	o := theOrigin(t, "mysql-5.6")
+	r := o.clean.request(t)
+	if err := os.Truncate(filepath.Join(r.Dirs[o.data], "shop/old.MYD"), 7); err != nil {
+		t.Fatal(err)
+	}
+	proof, err := Prove(t.Context(), r, respaldo.ProveQuick)
+	if respaldo.KindOf(err) != respaldo.NotProved {
+		t.Fatal(err)
+	}
+	for _, p := range proof.Problems {
+		if !strings.HasPrefix(p, "shop.old: ") {
+			t.Errorf("problem %q", p)
+		}
+	}
+	if proof.Tables < 20 {
+		t.Errorf("%d tables were checked", proof.Tables)
+	}
+}
+
+// An image that starts and recovers but is not at the position of the lock is worth
+// nothing for rolling forward, and is not proved.
+func TestImageElsewhereThanTheLockIsNotProved(t *testing.T) {
+	for _, name := range []string{"mariadb-10.11", "mysql-5.6"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := theOrigin(t, name)
+			at := o.clean.manifest.Quiesced.Coordinates
+			i := startInstance(t, o.clean.request(t))
+			for _, c := range []struct {
+				name string
+				lock respaldo.Coordinates
+				want string
+			}{
+				{"later", o.earlier, "8 transaction(s) later"},
+				{"earlier", respaldo.Coordinates{File: at.File, Position: at.Position + 1000, GTIDSet: at.GTIDSet}, "the image's binlog ends at"},
+				{"between", respaldo.Coordinates{File: at.File, Position: at.Position - 31, GTIDSet: at.GTIDSet}, "inside a transaction"},
+				{"in another file", respaldo.Coordinates{File: "binlog.000099", Position: 4, GTIDSet: at.GTIDSet}, "does not have that binlog"},
+				{"other GTIDs", respaldo.Coordinates{File: at.File, Position: at.Position, GTIDSet: o.earlier.GTIDSet}, "GTID set " + o.earlier.GTIDSet},
+			} {
+				i.request.Manifest.Quiesced.Coordinates = c.lock
+				got, err := i.Coordinates(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				problems, err := i.compare(t.Context(), got)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if text := strings.Join(problems, "\n"); !strings.Contains(text, c.want) {
+					t.Errorf("%s: problems %q lack %q", c.name, text, c.want)
+				}
+			}
+		})
+	}
+}
+
+// A torn transaction at the end of the last binlog, as a crash leaves it, is not part of
+// the image's coordinates.
+func TestTornBinlogTailIsNotCounted(t *testing.T) {
+	t.Parallel()
+	o := theOrigin(t, "mariadb-10.11")
+	at := o.clean.manifest.Quiesced.Coordinates
+	content, err := os.ReadFile(filepath.Join(o.clean.copy, at.File))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := content[:at.Position] // without the shutdown's stop event
+	for _, c := range []struct {
+		name string
+		file string
+		want int64
+	}{
+		{"whole", string(whole), int64(at.Position)},
+		{"cut in an event", string(whole[:at.Position-5]), -1},
+		{"zeros follow", string(whole) + strings.Repeat("\x00", 5000), int64(at.Position)},
+		{"commit missing", string(whole[:at.Position-31]), -1},
+		{"just begun", "\xfebin", 4},
+		{"empty", "", 0},
+	} {
+		scan, err := scanBinlog(strings.NewReader(c.file), int64(o.earlier.Position))
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		switch {
+		case c.want >= 0 && scan.End != c.want:
+			t.Errorf("%s: ends at %d, not at %d", c.name, scan.End, c.want)
+		case c.want > 4 && (scan.Groups != 8 || !scan.Boundary):
+			t.Errorf("%s: %+v", c.name, scan)
+		case c.want < 0 && (scan.Groups != 7 || scan.End >= int64(len(c.file))):
+			t.Errorf("%s: %+v", c.name, scan)
+		}
+	}
+	if _, err := scanBinlog(strings.NewReader("something else"), 0); err == nil {
+		t.Error("a file that is no binlog was read")
+	}
+}
+
+func TestProveNoneIsUnproved(t *testing.T) {
+	proof, err := Prove(t.Context(), InstanceRequest{}, respaldo.ProveNone)
+	if err != nil || proof.OK || proof.Level != respaldo.ProveNone || !proof.At.IsZero() {
+		t.Errorf("%+v, %v", proof, err)
+	}
+}
+
+// With an account, the image's own grants hold.
+func TestInstanceWithAccountChecksGrants(t *testing.T) {
+	t.Parallel()
+	o := theOrigin(t, "mysql-5.6")
+	r := o.clean.request(t)
+	r.Account = &Account{User: "root", Password: "wrong"}
+	_, err := StartInstance(t.Context(), r)
+	if err == nil || !strings.Contains(err.Error(), "Access denied") {
+		t.Errorf("error %v", err)
+	}
+	r.Account = &Account{User: "root"}
+	i := startInstance(t, r)
+	if _, err := i.DB().Exec("CREATE USER somebody@localhost"); err != nil { // refused under --skip-grant-tables
+		t.Error(err)
+	}
+}
+
+// The quick sample has every system table, is spread over the others, and differs from
+// image to image.
+func TestSampleIsSpread(t *testing.T) {
+	all := []table{{schema: "mysql", name: "db", system: true}}
+	for n := range 1000 {
+		all = append(all, table{schema: "shop", name: fmt.Sprintf("t%04d", n)})
+	}
+	taken := time.Date(2026, 1, 2, 3, 4, 5, 6000, time.UTC)
+	chosen := sample(all, taken)
+	if len(chosen) != 1+sampleTables || chosen[0].name != "db" {
+		t.Fatalf("chose %v", chosen)
+	}
+	seen, parts := map[string]bool{}, map[byte]bool{}
+	for _, c := range chosen[1:] {
+		seen[c.name], parts[c.name[2]] = true, true
+	}
+	if len(seen) != sampleTables || len(parts) != 10 {
+		t.Errorf("the sample is not spread: %v", chosen)
+	}
+	if again := sample(all, taken); fmt.Sprint(again) != fmt.Sprint(chosen) {
+		t.Error("the same image gets another sample")
+	}
+	if other := sample(all, taken.Add(time.Hour)); fmt.Sprint(other) == fmt.Sprint(chosen) {
+		t.Error("the next image gets the same sample")
+	}
+}
