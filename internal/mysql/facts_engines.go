@@ -3,6 +3,7 @@ package mysql
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -81,7 +82,7 @@ func (s *Server) engines(ctx context.Context, f *Facts, files fileLook) error {
 			}
 			u.Tables = len(tables)
 			for _, t := range tables {
-				if len(u.Examples) < 3 && !contains(u.Examples, t) {
+				if len(u.Examples) < 3 && !slices.Contains(u.Examples, t) {
 					u.Examples = append(u.Examples, t)
 				}
 			}
@@ -114,15 +115,6 @@ func plural(n int, noun string) string {
 		return "1 " + noun
 	}
 	return fmt.Sprintf("%d %ss", n, noun)
-}
-
-func contains(list []string, s string) bool {
-	for _, l := range list {
-		if l == s {
-			return true
-		}
-	}
-	return false
 }
 
 // seesAllTables reads our own grants: only SELECT on *.* that no partial revoke

@@ -231,7 +231,7 @@ func (l *lock) release(ctx context.Context) error {
 // what fn said.
 func verdict(broken, fnErr, unlockErr error) error {
 	switch {
-	case broken != nil && (fnErr == nil || errors.Is(fnErr, broken) || errors.Is(fnErr, context.Canceled)):
+	case broken != nil && (fnErr == nil || errors.Is(broken, fnErr) || errors.Is(fnErr, broken) || errors.Is(fnErr, context.Canceled)):
 		return broken
 	case broken != nil:
 		return errors.Join(broken, fnErr)

@@ -57,7 +57,7 @@ func (s *Server) blockers(ctx context.Context, q queryer, mode respaldo.LockMode
 	var found []Statement
 	active := 0
 	for _, p := range list {
-		if !isUserStatement(p) {
+		if !isUserStatement(p) || isNap(p) {
 			continue
 		}
 		active++
@@ -88,18 +88,18 @@ func isUserStatement(p row) bool {
 }
 
 var (
-	readsOnly = regexp.MustCompile(`(?is)^[\s(]*(/\*.*?\*/\s*)*(select|show|desc|describe|explain|analyze\s+(format|select)|with)\b`)
-	writes    = regexp.MustCompile(`(?is)\b(insert|update|delete|replace)\b`)
-	fromTable = regexp.MustCompile(`(?i)\bfrom\b`)
+	readsOnly    = regexp.MustCompile(`(?is)^[\s(]*(/\*.*?\*/\s*)*(select|show|desc|describe|explain|analyze\s+(format|select)|with)\b`)
+	writes       = regexp.MustCompile(`(?is)\b(insert|update|delete|replace)\b`)
+	holdsNoTable = regexp.MustCompile(`(?is)^\s*(select|do)\b`)
+	fromTable    = regexp.MustCompile(`(?i)\bfrom\b`)
 )
 
+// isNap tells SELECT SLEEP() and DO GET_LOCK() from others: they hold no table.
+func isNap(p row) bool {
+	return (p["state"] == "User sleep" || p["state"] == "User lock") && holdsNoTable.MatchString(p["info"]) && !fromTable.MatchString(p["info"])
+}
+
 func (s *Server) standsInTheWay(p row, mode respaldo.LockMode) bool {
-	switch p["state"] {
-	case "User sleep", "User lock": // SELECT SLEEP(), GET_LOCK(): they hold no table unless they read one
-		if !fromTable.MatchString(p["info"]) {
-			return false
-		}
-	}
 	if s.version.Flavor == respaldo.MySQL {
 		return true
 	}

@@ -105,17 +105,15 @@ func (w *watchdog) end(reason error) {
 	kill := fmt.Sprintf("KILL %d", w.l.id)
 	for {
 		_, err := w.l.killer.ExecContext(ctx, kill)
-		if errorNumber(err) == errNoSuchThread {
-			return
+		if isConnectionLost(err) { // somebody ended that one, too
+			_, err = w.l.s.db.ExecContext(ctx, kill)
 		}
-		if err != nil && errorNumber(err) == 0 {
-			// No connection to the server is left, which ends our session by itself.
-			w.reason = errors.Join(reason, fmt.Errorf("%s: %w", kill, err))
+		if errorNumber(err) == errNoSuchThread {
 			return
 		}
 		select {
 		case <-ctx.Done():
-			w.reason = errors.Join(reason, &respaldo.Error{Kind: respaldo.Leftovers, What: "the server did not confirm the end of our locking connection", Hint: "see SHOW PROCESSLIST; if it is still there: " + kill})
+			w.reason = errors.Join(reason, &respaldo.Error{Kind: respaldo.Leftovers, What: "the server did not confirm the end of our locking connection", Hint: "see SHOW PROCESSLIST; if it is still there: " + kill, Err: err})
 			return
 		case <-time.After(5 * time.Millisecond):
 		}

@@ -1,0 +1,138 @@
+package mysql
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/respaldo-backup/respaldo"
+)
+
+func engine(f *Facts, name string) EngineUse {
+	for _, e := range f.Engines {
+		if e.Engine == name {
+			return e
+		}
+	}
+	return EngineUse{}
+}
+
+func testFacts(t *testing.T, b *box) {
+	b.exec(t, "CREATE TABLE d.my (id INT) ENGINE=MyISAM", "CREATE TABLE d.mem (id INT) ENGINE=MEMORY")
+	f := mustFacts(t, b.server(t))
+	flavor := respaldo.MariaDB
+	if strings.HasPrefix(b.name, "mysql") {
+		flavor = respaldo.MySQL
+	}
+	if !strings.HasPrefix(b.name, string(flavor)) || f.Version.Flavor != flavor || !strings.Contains(strings.ToLower(strings.ReplaceAll(f.Version.String(), " ", "-")), b.name) {
+		t.Errorf("version %s of %s", f.Version, b.name)
+	}
+	if want := map[respaldo.Flavor]string{respaldo.MySQL: "MySQL", respaldo.MariaDB: "MariaDB"}[flavor]; f.Vendor != want {
+		t.Errorf("vendor %q", f.Vendor)
+	}
+	if f.Cluster != "" || f.Replica || len(f.Upstream) > 0 {
+		t.Errorf("a server on its own: cluster %q, upstream %v", f.Cluster, f.Upstream)
+	}
+	if len(f.Variables) < 300 || f.Variables["innodb_page_size"] != "16384" || f.Variables["sync_binlog"] != "1" {
+		t.Errorf("%d variables, page size %q", len(f.Variables), f.Variables["innodb_page_size"])
+	}
+	if e := engine(f, "InnoDB"); e.Tables < 2 || !e.Transactional || !slices.Contains(e.Examples, "d.t") && e.Tables < 4 {
+		t.Errorf("InnoDB: %+v", e)
+	}
+	if e := engine(f, "MyISAM"); e.Tables != 1 || e.Transactional || !slices.Equal(e.Examples, []string{"d.my"}) {
+		t.Errorf("MyISAM: %+v", e)
+	}
+	if !f.SeesAllTables || !f.FilesSeen {
+		t.Errorf("root sees all: tables %t, files %t", f.SeesAllTables, f.FilesSeen)
+	}
+	if len(f.Lost) != 1 || !strings.Contains(f.Lost[0], "d.mem") {
+		t.Errorf("lost: %v", f.Lost)
+	}
+	if f.Encrypted || !f.BinlogOn || f.BinlogEncrypted {
+		t.Errorf("encrypted %t, binlog on %t, binlog encrypted %t", f.Encrypted, f.BinlogOn, f.BinlogEncrypted)
+	}
+	if len(f.Long) > 0 {
+		t.Errorf("nothing runs for long: %v", f.Long)
+	}
+}
+
+// testPrivileges has accounts with exactly the documented privileges, and with none.
+func testPrivileges(t *testing.T, b *box) {
+	b.exec(t, "CREATE USER "+grantee+" IDENTIFIED BY 'pw'", "CREATE USER 'nobody'@'localhost' IDENTIFIED BY 'pw'")
+	_, err := b.serverAs(t, "nobody", "pw").Facts(context.Background())
+	mustBe(t, err, respaldo.Unreachable, `account "nobody" lacks the privilege`, "GRANT ")
+
+	b.exec(t, Grants(b.server(t).Version())...)
+	s := b.serverAs(t, "respaldo", "pw")
+	f := mustFacts(t, s)
+	if f.SeesAllTables {
+		t.Error("the least account is said to see all tables")
+	}
+	if e := engine(f, "MyISAM"); e.Tables != 1 || !slices.Equal(e.Examples, []string{"d.my"}) {
+		t.Errorf("MyISAM by its files: %+v", e)
+	}
+	mode, _, err := ChooseLock(f, respaldo.LockAuto)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []respaldo.LockMode{mode, respaldo.LockGlobal} {
+		q, err := s.Quiesce(context.Background(), QuiesceRequest{Mode: mode, Budget: 20 * time.Second, Facts: f}, func(ctx context.Context, at respaldo.Coordinates) error {
+			if now, err := b.server(t).Coordinates(ctx); err != nil || now.String() != at.String() {
+				t.Errorf("stands at %s, we were told %s, %v", now, at, err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(explained(err))
+		}
+		if q.Mode != mode || q.HeldSeconds <= 0 || q.At.IsZero() || q.Coordinates.File == "" {
+			t.Errorf("quiesced: %+v", q)
+		}
+	}
+	testQuiesceBlindly(t, b, s, f)
+
+	b.exec(t, SelectGrant())
+	if f := mustFacts(t, b.serverAs(t, "respaldo", "pw")); !f.SeesAllTables || engine(f, "InnoDB").Tables < 2 {
+		t.Errorf("with %s it does not see all tables: %+v", SelectGrant(), f.Engines)
+	}
+}
+
+func TestChooseLock(t *testing.T) {
+	version := func(flavor respaldo.Flavor, major, minor, patch int) *Facts {
+		return &Facts{Version: respaldo.Version{Flavor: flavor, Major: major, Minor: minor, Patch: patch}}
+	}
+	maria, old, mysql := version(respaldo.MariaDB, 10, 11, 6), version(respaldo.MariaDB, 10, 3, 39), version(respaldo.MySQL, 8, 4, 0)
+	rocks := version(respaldo.MariaDB, 11, 8, 2)
+	rocks.Engines = []EngineUse{{Engine: "InnoDB", Tables: 9}, {Engine: "ROCKSDB", Tables: 1, Examples: []string{"d.r"}}}
+	for _, c := range []struct {
+		facts  *Facts
+		asked  respaldo.LockMode
+		want   respaldo.LockMode
+		reason string // in the reason, or where the lock is refused in the error
+	}{
+		{maria, respaldo.LockAuto, respaldo.LockBackup, "BACKUP STAGE"},
+		{maria, "", respaldo.LockBackup, "BACKUP STAGE"},
+		{maria, respaldo.LockGlobal, respaldo.LockGlobal, "asked for"},
+		{maria, respaldo.LockNone, "", "not supported yet"},
+		{maria, "table", "", "unknown lock"},
+		{old, respaldo.LockAuto, respaldo.LockGlobal, "before 10.4"},
+		{old, respaldo.LockBackup, "", "--lock=backup is not safe here"},
+		{mysql, respaldo.LockAuto, respaldo.LockGlobal, "FLUSH TABLES WITH READ LOCK"},
+		{mysql, respaldo.LockBackup, "", "--lock=backup is not safe here"},
+		{rocks, respaldo.LockAuto, respaldo.LockGlobal, "ROCKSDB (d.r)"},
+		{rocks, respaldo.LockBackup, "", "ROCKSDB"},
+	} {
+		mode, reason, err := ChooseLock(c.facts, c.asked)
+		if mode != c.want {
+			t.Errorf("%s, asked for %q: %q (%v), want %q", c.facts.Version, c.asked, mode, err, c.want)
+		}
+		if err != nil {
+			reason = explained(err)
+		}
+		if !strings.Contains(reason, c.reason) {
+			t.Errorf("%s, asked for %q: %q lacks %q", c.facts.Version, c.asked, reason, c.reason)
+		}
+	}
+}

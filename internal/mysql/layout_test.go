@@ -1,0 +1,133 @@
+package mysql
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/lab/servers"
+)
+
+// elsewhere puts the redo log, the binlogs and a database outside the data directory.
+func elsewhere(t *testing.T, b *box, spec *servers.Spec) {
+	t.Helper()
+	binlogs, redo, linked := b.mkdir(t, "binlogs"), b.mkdir(t, "redo"), b.mkdir(t, "disk2", "linked")
+	moved, err := filepath.Glob(filepath.Join(b.data, "ib_logfile*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.name == "mysql-9.7" {
+		moved = append(moved, filepath.Join(b.data, "#innodb_redo"))
+	} else if err := os.Symlink(linked, filepath.Join(b.data, "linked")); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range moved {
+		if err := os.Rename(path, filepath.Join(redo, filepath.Base(path))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec.Args = append(spec.Args, "--log-bin="+filepath.Join(binlogs, "mysql-bin"), "--innodb-log-group-home-dir="+redo,
+		"--secure-file-priv="+b.mkdir(t, "files"))
+	if b.name == "mysql-9.7" {
+		spec.Args = append(spec.Args, "--innodb-directories="+b.mkdir(t, "ext"))
+	} else {
+		b.mkdir(t, "ext")
+	}
+}
+
+// placed says that a role has exactly one place outside the data directory, there.
+func placed(t *testing.T, f *Facts, role respaldo.Role, path string) {
+	t.Helper()
+	var outside []string
+	for _, p := range f.Layout.Of(role) {
+		if !p.Inside {
+			outside = append(outside, p.Path)
+			if p.Real != realPath(path) {
+				t.Errorf("%s: real path %s, want %s", role, p.Real, realPath(path))
+			}
+		}
+	}
+	if len(outside) != 1 || outside[0] != path {
+		t.Errorf("%s outside the data directory: %q, want %q", role, outside, path)
+	}
+}
+
+func testLayout(t *testing.T, b *box) {
+	ext := b.path("ext")
+	b.exec(t, "CREATE TABLE d.far (id INT PRIMARY KEY) ENGINE=InnoDB DATA DIRECTORY='"+ext+"'")
+	s := b.server(t)
+	redo := b.path("redo")
+	if b.name == "mysql-9.7" {
+		redo = b.path("redo", "#innodb_redo")
+	}
+	f := mustFacts(t, s)
+	if f.Layout.DataDir != b.data || f.Layout.Places[0].Role != respaldo.DataRole || f.Layout.Places[0].Real != realPath(b.data) || f.Layout.Places[0].Inside {
+		t.Errorf("data directory: %+v", f.Layout.Places[0])
+	}
+	placed(t, f, respaldo.RedoRole, redo)
+	placed(t, f, respaldo.BinlogRole, b.path("binlogs"))
+	placed(t, f, respaldo.SecureFileRole, b.path("files"))
+	placed(t, f, respaldo.TablespaceRole, filepath.Join(ext, "d"))
+	if !f.BinlogElsewhere || f.BinlogDir != b.path("binlogs") || f.BinlogBase != "mysql-bin" {
+		t.Errorf("binlogs: elsewhere %t, in %s, named %s", f.BinlogElsewhere, f.BinlogDir, f.BinlogBase)
+	}
+	if refused := f.Refusals(); len(refused) > 0 {
+		t.Errorf("refused: %v", refused)
+	}
+	if b.name == "mysql-9.7" {
+		return // knows neither linked databases nor MyISAM's DATA DIRECTORY
+	}
+	placed(t, f, respaldo.DatabaseRole, filepath.Join(b.data, "linked"))
+	b.exec(t, "CREATE TABLE d.far_myisam (id INT) ENGINE=MyISAM DATA DIRECTORY='"+ext+"'")
+	found := false
+	for _, p := range mustFacts(t, s).Layout.Of(respaldo.TablespaceRole) {
+		found = found || p.Path == filepath.Join(b.data, "d", "far_myisam.MYD") && p.Real == realPath(filepath.Join(ext, "far_myisam.MYD")) && !p.Inside
+	}
+	if !found {
+		t.Errorf("the data file of a MyISAM table elsewhere is not among %+v", mustFacts(t, s).Layout.Places)
+	}
+	b.exec(t, "DROP TABLE d.far_myisam")
+}
+
+// TestOptionFilesAndKeys has a server that reads option files and encrypts: the files and the
+// keys belong to a backup.
+func TestOptionFilesAndKeys(t *testing.T) {
+	t.Run("mariadb", func(t *testing.T) {
+		t.Parallel()
+		b := startBox(t, "mariadb-10.11", func(b *box, spec *servers.Spec) {
+			keys := b.write(t, "keys.txt", "1;"+strings.Repeat("0123456789abcdef", 4)+"\n")
+			b.mkdir(t, "conf.d")
+			b.write(t, "conf.d/crypt.cnf", "[mariadbd]\nplugin_load_add=file_key_management\nloose-file-key-management-filename="+keys+"\nskip-log-bin\n")
+			main := b.write(t, "main.cnf", "!includedir "+b.path("conf.d")+"\n[mysqld]\nskip_name_resolve\n")
+			spec.Args = []string{"--defaults-file=" + main, "--skip-log-bin"}
+		})
+		b.exec(t, "CREATE DATABASE d", "CREATE TABLE d.plain (id INT) ENGINE=InnoDB")
+		s := b.server(t)
+		f := mustFacts(t, s)
+		if f.Encrypted {
+			t.Errorf("encrypted without any encrypted table: %v", f.EncryptedWhat)
+		}
+		if got := strings.Join(f.OptionFiles, " "); got != b.path("main.cnf")+" "+b.path("conf.d/crypt.cnf") {
+			t.Errorf("option files: %s", got)
+		}
+		if f.BinlogOn || len(f.Layout.Of(respaldo.BinlogRole)) > 0 {
+			t.Errorf("binlog is said to be on")
+		}
+		at, err := s.Coordinates(t.Context())
+		if err != nil || at.String() != "none" {
+			t.Errorf("coordinates without a binlog: %s, %v", at, err)
+		}
+
+		b.exec(t, "CREATE TABLE d.secret (id INT) ENGINE=InnoDB ENCRYPTED=YES")
+		f = mustFacts(t, s)
+		if !f.Encrypted || !strings.Contains(strings.Join(f.EncryptedWhat, ", "), "1 tablespace") {
+			t.Errorf("encrypted: %t, %v", f.Encrypted, f.EncryptedWhat)
+		}
+		placed(t, f, respaldo.KeyringRole, b.path("keys.txt"))
+		if refused := f.Refusals(); len(refused) > 0 {
+			t.Errorf("refused with the keys at hand: %v", refused)
+		}
+	})
+}
