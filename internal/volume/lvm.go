@@ -196,7 +196,7 @@ func (v *lvmVolume) Prepare(ctx context.Context, r Request) (Pending, error) {
 			return nil, nameTaken(r.Name, "volume group "+v.vg)
 		}
 	}
-	p := &lvmPending{volume: v, desc: respaldo.Snapshot{Name: r.Name, Server: r.Server, Run: r.Run, Kind: v.desc.Kind, Volume: v.desc.Name,
+	p := &lvmPending{volume: v, started: r.Started, desc: respaldo.Snapshot{Name: r.Name, Server: r.Server, Run: r.Run, Kind: v.desc.Kind, Volume: v.desc.Name,
 		Path: "/dev/mapper/" + dmName(v.vg, r.Name), Kept: r.Kept, Expires: r.Expires}}
 	if v.thin() {
 		return p, refusePool(v.vg, pool)
@@ -238,10 +238,11 @@ func (v *lvmVolume) Snapshots(ctx context.Context) ([]Snapshot, error) {
 }
 
 type lvmPending struct {
-	volume *lvmVolume
-	desc   respaldo.Snapshot
-	bytes  int64
-	taken  bool
+	volume  *lvmVolume
+	desc    respaldo.Snapshot
+	bytes   int64
+	taken   bool
+	started func(pid int)
 }
 
 func (p *lvmPending) Describe() respaldo.Snapshot { return p.desc }
@@ -250,7 +251,7 @@ func (p *lvmPending) Bytes() int64                { return p.bytes }
 func (p *lvmPending) Take(ctx context.Context) (Snapshot, error) {
 	p.desc.Created = time.Now()
 	s := p.volume.sys
-	_, err := s.Run.Run(ctx, run.Cmd{Argv: s.lvmArgv(createArgv(p.desc, p.bytes, p.volume.desc.Name)), Uninterruptible: true})
+	_, err := s.Run.Run(ctx, run.Cmd{Argv: s.lvmArgv(createArgv(p.desc, p.bytes, p.volume.desc.Name)), Uninterruptible: true, Started: p.started})
 	if err != nil {
 		return nil, lvmError(respaldo.SnapshotLost, "cannot snapshot logical volume "+p.volume.desc.Name, err)
 	}

@@ -2,6 +2,9 @@ package volume
 
 import (
 	"context"
+	"errors"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -150,8 +153,11 @@ func (s *lvmSnapshot) Extend(ctx context.Context) error {
 // no volume of another's can slip in between a look and the removal.
 func (s *lvmSnapshot) Remove(ctx context.Context) error {
 	row, ok, err := s.row(ctx)
-	if err != nil || !ok {
+	switch {
+	case err != nil:
 		return err
+	case !ok:
+		return s.sweepDevices(ctx)
 	}
 	if _, ours := decodeTags(row.tags()); !ours {
 		return &respaldo.Error{Kind: respaldo.Refused, What: "logical volume " + s.name() + " has not the tag " + Tag + ", so it is not ours to remove",
@@ -163,6 +169,9 @@ func (s *lvmSnapshot) Remove(ctx context.Context) error {
 	argv := []string{"lvremove", "--yes", "--select", "lv_uuid=" + row.UUID + " && lv_tags=" + Tag, s.vg}
 	return retryBusy(ctx, func() (busy bool, err error) {
 		_, err = s.sys.Run.Run(ctx, run.Cmd{Argv: s.sys.lvmArgv(argv), Uninterruptible: true, Quiet: true})
+		if err != nil && s.pool != "" && s.dropUnfinishedThin(ctx, err) {
+			_, err = s.sys.Run.Run(ctx, run.Cmd{Argv: s.sys.lvmArgv(argv), Uninterruptible: true, Quiet: true})
+		}
 		switch {
 		case err == nil:
 			return false, s.gone(ctx)
@@ -179,10 +188,64 @@ func (s *lvmSnapshot) Remove(ctx context.Context) error {
 
 // gone makes sure: a selection that matches nothing is a success to lvremove.
 func (s *lvmSnapshot) gone(ctx context.Context) error {
-	if _, ok, err := s.row(ctx); err != nil || !ok {
+	if _, ok, err := s.row(ctx); err != nil {
 		return err
+	} else if ok {
+		return &respaldo.Error{Kind: respaldo.Leftovers, What: "snapshot " + s.name() + " is still there after lvremove", Hint: "see lvs -a " + s.vg}
 	}
-	return &respaldo.Error{Kind: respaldo.Leftovers, What: "snapshot " + s.name() + " is still there after lvremove", Hint: "see lvs -a " + s.vg}
+	return s.sweepDevices(ctx)
+}
+
+// sweepDevices removes the snapshot's devices when its volume is no more: a killed
+// lvcreate can leave its copy-on-write device active, which lvremove does not see and the
+// next lvcreate of that name stumbles over.
+func (s *lvmSnapshot) sweepDevices(ctx context.Context) error {
+	for _, name := range []string{dmName(s.vg, s.desc.Name), dmName(s.vg, s.desc.Name) + "-cow"} {
+		if !s.sys.isLVMDevice(name) {
+			continue
+		}
+		s.sys.log().Warn("removing a device that a killed LVM command left", "device", name)
+		if _, err := s.sys.dmsetup(ctx, "remove", name); err != nil {
+			return lvmError(respaldo.Leftovers, "cannot remove device "+name, err)
+		}
+	}
+	return nil
+}
+
+// isLVMDevice looks for a device-mapper device of LVM's by name, without a fork.
+func (s *System) isLVMDevice(name string) bool {
+	files, _ := filepath.Glob(s.sys() + "/block/dm-*/dm/name")
+	for _, f := range files {
+		if readLine(f) == name {
+			return strings.HasPrefix(readLine(filepath.Join(filepath.Dir(f), "uuid")), "LVM-")
+		}
+	}
+	return false
+}
+
+var unfinishedThin = regexp.MustCompile(`create_snap (\d+) \d+`)
+
+// dropUnfinishedThin mends what an lvcreate leaves that is killed between the pool's
+// making the thin device and LVM's noting that it did: LVM sends "create_snap" again
+// before whatever else it is asked to do, fails with EEXIST, and no volume of the pool can be
+// made or removed any more. The device is dropped if it is this snapshot's own.
+func (s *lvmSnapshot) dropUnfinishedThin(ctx context.Context, failure error) bool {
+	var exit *run.ExitError
+	if !errors.As(failure, &exit) || !strings.Contains(exit.Stderr, "File exists") {
+		return false
+	}
+	m := unfinishedThin.FindStringSubmatch(exit.Stderr)
+	if m == nil {
+		return false
+	}
+	argv := []string{"lvs", "--noheadings", "--options", "thin_id", s.name()}
+	r, err := s.sys.Run.Run(ctx, run.Cmd{Argv: s.sys.lvmArgv(argv), Quiet: true})
+	if err != nil || strings.TrimSpace(string(r.Stdout)) != m[1] {
+		return false
+	}
+	s.sys.log().Warn("dropping a thin device that a killed lvcreate left in its pool", "snapshot", s.name(), "thin_id", m[1])
+	_, err = s.sys.dmsetup(ctx, "message", s.poolDevice(), "0", "delete "+m[1])
+	return err == nil
 }
 
 // Clone implements Cloner for thin snapshots. A thick one cannot be snapshotted.
@@ -211,7 +274,7 @@ func (t thinSnapshot) Clone(ctx context.Context, r Request) (Snapshot, error) {
 	}
 	d := respaldo.Snapshot{Name: r.Name, Server: r.Server, Run: r.Run, Kind: respaldo.LVMThin, Volume: t.desc.Volume, Created: time.Now(),
 		Path: "/dev/mapper/" + dmName(t.vg, r.Name), Kept: r.Kept, Expires: r.Expires}
-	if _, err := t.sys.Run.Run(ctx, run.Cmd{Argv: t.sys.lvmArgv(createArgv(d, 0, t.name())), Uninterruptible: true}); err != nil {
+	if _, err := t.sys.Run.Run(ctx, run.Cmd{Argv: t.sys.lvmArgv(createArgv(d, 0, t.name())), Uninterruptible: true, Started: r.Started}); err != nil {
 		return nil, lvmError(respaldo.SnapshotLost, "cannot snapshot "+t.name(), err)
 	}
 	return t.sys.lvmSnapshot(d, t.vg, t.pool), nil

@@ -10,6 +10,9 @@ import (
 	"github.com/respaldo-backup/respaldo"
 )
 
+// namePrefix begins every name that we choose.
+const namePrefix = "respaldo-"
+
 // dmNameMax is the kernel's DM_NAME_LEN less its terminating zero.
 const dmNameMax = 127
 
@@ -27,7 +30,7 @@ func NewName(server string, at time.Time) string {
 	}
 	var salt [3]byte
 	rand.Read(salt[:])
-	return "respaldo-" + legal + "-" + at.UTC().Format("20060102T150405") + "-" + hex.EncodeToString(salt[:])
+	return namePrefix + legal + "-" + at.UTC().Format("20060102T150405") + "-" + hex.EncodeToString(salt[:])
 }
 
 const nameChars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+.-"

@@ -76,6 +76,9 @@ type Request struct {
 	Bytes   int64 // thick: the copy-on-write size; 0 chooses one from the free space
 	Kept    bool
 	Expires time.Time // zero is never
+	// Started, if set, is called with the process ID of the command that takes the snapshot
+	// as soon as it runs: whoever cleans up after us waits for it. Btrfs has no such process.
+	Started func(pid int)
 }
 
 // Pending is a snapshot about to be taken.

@@ -1,0 +1,51 @@
+//go:build guest
+
+package volume_test
+
+import (
+	"log/slog"
+	"testing"
+
+	"github.com/respaldo-backup/respaldo/internal/run"
+	"github.com/respaldo-backup/respaldo/internal/volume"
+)
+
+// system is the machine's own, with what it does in the test's log.
+func system(t *testing.T) *volume.System {
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	return &volume.System{Run: run.Local{Log: log}, Log: log}
+}
+
+func find(t *testing.T, sys *volume.System, path string) volume.Volume {
+	t.Helper()
+	v, err := sys.Find(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// take prepares and takes a snapshot.
+func take(t *testing.T, v volume.Volume, r volume.Request) volume.Snapshot {
+	t.Helper()
+	p, err := v.Prepare(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	snap, err := p.Take(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return snap
+}
+
+func remove(t *testing.T, sys *volume.System, name string) {
+	t.Helper()
+	snap, err := sys.Lookup(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := snap.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}

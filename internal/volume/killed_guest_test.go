@@ -1,0 +1,142 @@
+//go:build guest
+
+package volume_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/run"
+	"github.com/respaldo-backup/respaldo/internal/volume"
+	"github.com/respaldo-backup/respaldo/lab/guest"
+)
+
+// refuseToRun notes a command's argv and does not run it.
+type refuseToRun struct {
+	run.Runner
+	program string
+	argv    []string
+}
+
+func (r *refuseToRun) Run(ctx context.Context, c run.Cmd) (run.Result, error) {
+	if c.Argv[0] == r.program {
+		r.argv = c.Argv
+		return run.Result{Exit: 5}, &run.ExitError{Cmd: c.String(), Exit: 5, Stderr: "not run"}
+	}
+	return r.Runner.Run(ctx, c)
+}
+
+// TestKilledCommand kills lvcreate and lvremove, as we call them, after every single one
+// of the calls by which they change something. After each, writers get on, the leftover
+// is found by its tag and removed, and neither LVM nor the kernel keeps a trace.
+func TestKilledCommand(t *testing.T) {
+	for _, kind := range []string{"thick-ext4", "thin-ext4"} {
+		for _, program := range []string{"lvcreate", "lvremove"} {
+			t.Run(kind+"/"+program, func(t *testing.T) {
+				v := guest.NewVolume(t, guest.VolumeSpec{Kind: kind, Bytes: 128 << 20})
+				sys := system(t)
+				origin := find(t, sys, v.Path)
+				before := guest.Look(t)
+				for n := 1; ; n++ {
+					name := fmt.Sprintf("kill%d", n)
+					what := killAfter(t, n, argvOf(t, origin, program, name))
+					if what == "" {
+						remove(t, sys, name)
+						if n < 10 {
+							t.Errorf("%s made %d calls only: not seen", program, n)
+						}
+						break
+					}
+					recovered(t, sys, v, origin.Describe(), name, what)
+					before.NothingLeft(t)
+					if t.Failed() {
+						t.Fatalf("after %s", what)
+					}
+				}
+			})
+		}
+	}
+}
+
+func argvOf(t *testing.T, origin volume.Volume, program, name string) []string {
+	t.Helper()
+	ctx := t.Context()
+	if program == "lvcreate" {
+		spy := &refuseToRun{Runner: run.Local{}, program: program}
+		o := find(t, &volume.System{Run: spy}, origin.Describe().MountPoint)
+		p, err := o.Prepare(ctx, volume.Request{Name: name, Server: "killed", Bytes: 16 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Take(ctx); err == nil {
+			t.Fatal("the spy let lvcreate run")
+		}
+		return spy.argv
+	}
+	snap := take(t, origin, volume.Request{Name: name, Server: "killed", Bytes: 16 << 20})
+	spy := &refuseToRun{Runner: run.Local{}, program: program}
+	again, err := (&volume.System{Run: spy}).Lookup(ctx, snap.Describe().Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.Remove(ctx) == nil {
+		t.Fatal("the spy let lvremove run")
+	}
+	return spy.argv
+}
+
+// recovered does what cleanup does, and then asks for what a user would.
+func recovered(t *testing.T, sys *volume.System, v *guest.Volume, origin respaldo.Volume, name, what string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	wrote := make(chan error, 1)
+	go func() { // hangs as long as the origin is suspended
+		f, err := os.Create(filepath.Join(v.Path, "written"))
+		if err == nil {
+			_, err = f.WriteString(what)
+			err = firstOf(err, f.Sync(), f.Close())
+		}
+		wrote <- err
+	}()
+	if err := sys.ResumeSuspended(ctx, origin); err != nil {
+		t.Errorf("killed after %s: %v", what, err)
+	}
+	select {
+	case err := <-wrote:
+		if err != nil {
+			t.Errorf("killed after %s: the origin cannot be written: %v", what, err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatalf("killed after %s: writers still hang\n%s", what, guest.Run(t, "dmsetup", "info", "-c"))
+	}
+	left, err := sys.Leftovers(ctx, "killed")
+	if err != nil {
+		t.Errorf("killed after %s: %v", what, err)
+	}
+	for _, snap := range left {
+		if d := snap.Describe(); d.Name != name || d.Volume != origin.Name {
+			t.Errorf("killed after %s: leftover %+v", what, d)
+		}
+		if err := snap.Remove(ctx); err != nil {
+			t.Errorf("killed after %s: %v", what, err)
+		}
+	}
+	if out := guest.Run(t, "vgck", v.Group); strings.TrimSpace(out) != "" {
+		t.Errorf("killed after %s: vgck says %s", what, out)
+	}
+}
+
+func firstOf(errs ...error) error {
+	if i := slices.IndexFunc(errs, func(err error) bool { return err != nil }); i >= 0 {
+		return errs[i]
+	}
+	return nil
+}

@@ -1,0 +1,271 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/run"
+)
+
+// dmDevice is one row of dmsetup info.
+type dmDevice struct {
+	name, uuid string
+	suspended  bool
+	live       bool // has a table in use
+	inactive   bool // has a table that waits for a resume
+	open       int
+}
+
+// dmDevices lists LVM's devices. It never blocks on a suspended one.
+func (s *System) dmDevices(ctx context.Context) ([]dmDevice, error) {
+	r, err := s.dmsetup(ctx, "info", "--columns", "--noheadings", "--separator", " ", "--options", "uuid,open,suspended,tables_loaded,name")
+	if err != nil {
+		return nil, err
+	}
+	return parseDevices(r), nil
+}
+
+// parseDevices reads "UUID OPEN Active|Suspended Live|Inactive|Both|None NAME".
+func parseDevices(text string) []dmDevice {
+	var list []dmDevice
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if len(f) != 5 || !strings.HasPrefix(f[0], "LVM-") {
+			continue
+		}
+		open, _ := strconv.Atoi(f[1])
+		list = append(list, dmDevice{uuid: f[0], open: open, suspended: f[2] == "Suspended",
+			live: f[3] == "Live" || f[3] == "Both", inactive: f[3] == "Inactive" || f[3] == "Both", name: f[4]})
+	}
+	return list
+}
+
+func (s *System) dmsetup(ctx context.Context, args ...string) (string, error) {
+	changes := args[0] != "info" && args[0] != "table"
+	r, err := s.Run.Run(ctx, run.Cmd{Argv: append([]string{"dmsetup"}, args...), Quiet: !changes, Uninterruptible: changes})
+	return string(r.Stdout), err
+}
+
+// lvmUUIDSize is "LVM-", then the group's and the volume's UUID, 32 characters each.
+const lvmUUIDSize = 4 + 32 + 32
+
+func (d dmDevice) group() string {
+	return d.uuid[:min(len(d.uuid), lvmUUIDSize-32)]
+}
+
+// volume is the LV's UUID without dashes, layer what the device is to it: "" the volume
+// itself, "-real" an origin's own blocks below it, "-cow" a snapshot's store.
+func (d dmDevice) volume() string { return d.uuid[min(len(d.uuid), 36):min(len(d.uuid), lvmUUIDSize)] }
+func (d dmDevice) layer() string  { return d.uuid[min(len(d.uuid), lvmUUIDSize):] }
+
+func undashed(uuid string) string { return strings.ReplaceAll(uuid, "-", "") }
+
+// ResumeSuspended undoes what a killed LVM command has left in the kernel: an origin that
+// is suspended (every writer hangs), tables that wait to be swapped in, devices of
+// snapshots that never came to be. It touches devices of this origin and of snapshots
+// tagged as ours only, and brings them to what LVM's metadata on disk says, which a
+// killed command has either changed wholly or not at all. For Btrfs there is nothing to do.
+//
+// pids are volume commands of ours that may be running still: they are waited for first,
+// until ctx ends. The snapshot itself, half made or whole, is then Remove's.
+func (s *System) ResumeSuspended(ctx context.Context, v respaldo.Volume, pids ...int) error {
+	vg, lv, ok := strings.Cut(v.Name, "/")
+	if v.Kind == respaldo.Btrfs || !ok {
+		return nil
+	}
+	if err := waitForCommands(ctx, vg, pids); err != nil {
+		return err
+	}
+	devices, err := s.dmDevices(ctx)
+	if err != nil {
+		return lvmError(respaldo.Leftovers, "cannot ask device-mapper about "+v.Name, err)
+	}
+	i := slices.IndexFunc(devices, func(d dmDevice) bool { return d.volume() == undashed(v.ID) })
+	if i < 0 {
+		return nil // not active, so not suspended
+	}
+	group := devices[i].group()
+	devices = slices.DeleteFunc(devices, func(d dmDevice) bool { return d.group() != group })
+	if !slices.ContainsFunc(devices, dmDevice.unfinished) {
+		return nil
+	}
+	// An LVM that scanned the suspended volume for a signature would hang with it.
+	careful := *s
+	careful.LVMConfig = strings.TrimSpace(s.LVMConfig + " devices/ignore_suspended_devices=1")
+	r := &rescue{sys: &careful, vg: vg, lv: lv, origin: undashed(v.ID), devices: devices}
+	if err := r.run(ctx); err != nil {
+		return &respaldo.Error{Kind: respaldo.Leftovers, What: "cannot bring the devices of " + v.Name + " back to order", Err: err,
+			Hint: "see dmsetup info -c; what is suspended (s) is resumed with: lvchange --refresh " + v.Name}
+	}
+	return nil
+}
+
+// unfinished is a device as no LVM command leaves it when it ends by itself; a live
+// -real or -cow is normal only below a snapshot, which rescue looks at.
+func (d dmDevice) unfinished() bool {
+	return d.suspended || d.inactive || !d.live || d.layer() == "-cow" || d.layer() == "-real"
+}
+
+type rescue struct {
+	sys     *System
+	vg, lv  string
+	origin  string // UUID without dashes
+	devices []dmDevice
+	touched bool
+}
+
+func (r *rescue) run(ctx context.Context) error {
+	rows, err := r.sys.lvs(ctx, r.vg)
+	if err != nil {
+		return err
+	}
+	known := map[string]lvRow{}
+	isOrigin := false // of a thick snapshot, by the metadata
+	pool := ""
+	for _, row := range rows {
+		known[undashed(row.UUID)] = row
+		if row.Origin == r.lv && row.Pool == "" {
+			isOrigin = true
+		}
+		if undashed(row.UUID) == r.origin {
+			pool = row.Pool
+		}
+	}
+	var first, second, third, last, garbage []dmDevice
+	for _, d := range r.devices {
+		row, exists := known[d.volume()]
+		_, ours := decodeTags(row.tags())
+		isSnapshot := row.Origin == r.lv
+		switch {
+		case d.volume() == r.origin && d.layer() == "-real":
+			if second = append(second, d); !isOrigin {
+				garbage = append(garbage, d)
+			}
+		case d.volume() == r.origin:
+			last = append(last, d)
+		case pool != "" && row.LV == pool:
+			first = append(first, d)
+		case d.layer() == "-cow" && (ours || !exists && r.named(d, "-cow")):
+			if first = append(first, d); !isSnapshot {
+				garbage = append(garbage, d)
+			}
+		case d.layer() == "" && ours && !isSnapshot && !d.live, d.layer() == "" && !exists && r.named(d, ""):
+			garbage = append(garbage, d)
+		case d.layer() == "" && ours:
+			third = append(third, d)
+		}
+	}
+	// From the bottom up, as LVM itself resumes.
+	for _, d := range slices.Concat(first, second, third, last) {
+		want := ""
+		switch {
+		case d.layer() != "":
+		case d.volume() == r.origin && isOrigin:
+			want = "snapshot-origin"
+		case d.volume() != r.origin && known[d.volume()].Origin == r.lv && pool == "":
+			want = "snapshot"
+		}
+		if err := r.settle(ctx, d, want, slices.Contains(garbage, d)); err != nil {
+			return err
+		}
+	}
+	// What lies upon another goes first.
+	slices.SortStableFunc(garbage, func(a, b dmDevice) int { return strings.Compare(a.layer(), b.layer()) })
+	if err := r.clear(ctx, garbage); err != nil {
+		return err
+	}
+	if !r.touched {
+		return nil
+	}
+	_, err = r.sys.Run.Run(ctx, run.Cmd{Argv: r.sys.lvmArgv([]string{"lvchange", "--refresh", r.vg + "/" + r.lv}), Uninterruptible: true})
+	return err
+}
+
+// named: a device whose volume is no more is ours by its name alone.
+func (r *rescue) named(d dmDevice, suffix string) bool {
+	vg, lv, ok := splitDMName(strings.TrimSuffix(d.name, suffix))
+	return ok && vg == r.vg && strings.HasPrefix(lv, namePrefix)
+}
+
+// settle drops or swaps in a waiting table, whichever the metadata wants, and resumes.
+// The metadata wants a target, "" for one that has nothing to do with thick snapshots.
+func (r *rescue) settle(ctx context.Context, d dmDevice, want string, garbage bool) error {
+	switch {
+	case !d.suspended && !d.inactive, !d.live && !d.inactive:
+		return nil
+	case garbage && !d.live:
+		return nil // never was in use
+	case d.live && d.inactive:
+		table, err := r.sys.dmsetup(ctx, "table", d.name)
+		if err != nil {
+			return err
+		}
+		has := ""
+		if f := strings.Fields(table); len(f) > 2 && strings.HasPrefix(f[2], "snapshot") {
+			has = f[2]
+		}
+		if has == want {
+			if _, err := r.sys.dmsetup(ctx, "clear", d.name); err != nil {
+				return err
+			}
+		}
+	}
+	r.touched = true
+	r.sys.log().Warn("resuming a device that a killed LVM command left", "device", d.name)
+	_, err := r.sys.dmsetup(ctx, "resume", d.name)
+	return err
+}
+
+// clear removes devices that no metadata knows; in rounds, in case one lies upon another.
+func (r *rescue) clear(ctx context.Context, garbage []dmDevice) error {
+	for len(garbage) > 0 {
+		var left []dmDevice
+		var failed error
+		for _, d := range garbage {
+			if _, err := r.sys.dmsetup(ctx, "remove", d.name); err != nil {
+				left, failed = append(left, d), errors.Join(failed, err)
+			} else {
+				r.touched = true
+				r.sys.log().Warn("removed a device that a killed LVM command left", "device", d.name)
+			}
+		}
+		if len(left) == len(garbage) {
+			return failed
+		}
+		garbage = left
+	}
+	return nil
+}
+
+// waitForCommands waits for volume commands of ours to end. A process ID that is
+// another program's by now is not waited for.
+func waitForCommands(ctx context.Context, vg string, pids []int) error {
+	for _, pid := range pids {
+		for wait := 20 * time.Millisecond; isVolumeCommand(pid, vg); wait = min(2*wait, time.Second) {
+			select {
+			case <-ctx.Done():
+				return &respaldo.Error{Kind: respaldo.Busy, What: fmt.Sprintf("%s (pid %d) is still at work on volume group %s", readLine(fmt.Sprintf("/proc/%d/comm", pid)), pid, vg),
+					Hint: "wait for it; it is never killed, as that could leave the volume suspended", Err: context.Cause(ctx)}
+			case <-time.After(wait):
+			}
+		}
+	}
+	return nil
+}
+
+func isVolumeCommand(pid int, vg string) bool {
+	args := strings.Split(strings.TrimRight(readFile(fmt.Sprintf("/proc/%d/cmdline", pid)), "\x00"), "\x00")
+	switch filepath.Base(args[0]) {
+	case "lvm", "lvcreate", "lvremove", "lvextend", "lvchange":
+	default:
+		return false // ended, or a zombie, whose command line is empty
+	}
+	return slices.ContainsFunc(args[1:], func(a string) bool { return a == vg || strings.HasPrefix(a, vg+"/") })
+}
