@@ -25,6 +25,12 @@ const IncompleteMarker = ".respaldo-incomplete"
 // lostFound belongs to the file system: a directory with nothing else in it is empty.
 const lostFound = "lost+found"
 
+// Incomplete tells that a directory carries the marker of a restore cut short.
+func Incomplete(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, IncompleteMarker))
+	return err == nil
+}
+
 // part is one target of a restore.
 type part struct {
 	target string
@@ -248,11 +254,6 @@ func (p *part) finish(ctx context.Context, o *owners) error {
 		return err
 	}
 	defer dir.Close()
-	for _, l := range p.links {
-		if err := o.link(l); err != nil {
-			return err
-		}
-	}
 	// One syncfs writes everything at once; the fsyncs after it cost little, and report
 	// what older kernels do not report from syncfs.
 	if err := unix.Syncfs(int(dir.Fd())); err != nil {
@@ -299,9 +300,10 @@ func (p *part) sync(name string) error {
 	if name == "" {
 		name = "."
 	}
-	// Reading is enough for fsync, except where the owner may not even read.
+	// Reading is enough for fsync. What its owner may not even read, and what Finish has
+	// removed, syncfs has dealt with.
 	f, err := p.root.Open(name)
-	if errors.Is(err, fs.ErrPermission) {
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
 		return err
