@@ -94,7 +94,7 @@ func Boot(ctx context.Context, spec Spec) (*Guest, error) {
 		return nil, err
 	}
 	g := &Guest{spec: spec, done: make(chan struct{})}
-	if g.dir, err = os.MkdirTemp(runs(), spec.Name+"-"); err != nil {
+	if g.dir, err = runFolder(spec.Name); err != nil {
 		return nil, err
 	}
 	if err := os.Chmod(g.dir, 0o777); err != nil { // the guest's accounts write there

@@ -8,8 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo/lab/servers"
 )
@@ -31,10 +35,8 @@ var builtTools = sync.OnceValues(func() (tools, error) {
 	if module == "." || module == "/dev" {
 		return tools{}, errors.New("the lab builds its programs from source: run it inside the module")
 	}
-	if err := os.MkdirAll(runs(), 0o755); err != nil {
-		return tools{}, err
-	}
-	dir, err := os.MkdirTemp(runs(), "build-")
+	sweep()
+	dir, err := runFolder("build")
 	if err != nil {
 		return tools{}, err
 	}
@@ -66,6 +68,37 @@ func (t tools) build(ctx context.Context, output string, args ...string) error {
 
 // runs is where guests keep their disks and consoles.
 func runs() string { return filepath.Join(servers.Cache(), "run") }
+
+// runFolder makes a folder there that carries our process ID in its name.
+func runFolder(name string) (string, error) {
+	if err := os.MkdirAll(runs(), 0o755); err != nil {
+		return "", err
+	}
+	return os.MkdirTemp(runs(), fmt.Sprintf("%s-%d-", name, os.Getpid()))
+}
+
+// sweep removes what processes that were killed left there: builds and disks at once, the
+// consoles of failures after a week.
+func sweep() {
+	folders, _ := os.ReadDir(runs())
+	for _, f := range folders {
+		path := filepath.Join(runs(), f.Name())
+		words := strings.Split(f.Name(), "-")
+		if len(words) < 3 {
+			continue
+		}
+		pid, err := strconv.Atoi(words[len(words)-2])
+		if err != nil || unix.Kill(pid, 0) != unix.ESRCH {
+			continue
+		}
+		info, err := f.Info()
+		if words[0] == "build" || (err == nil && time.Since(info.ModTime()) > 7*24*time.Hour) {
+			os.RemoveAll(path)
+			continue
+		}
+		(&Guest{dir: path}).RemoveDisks()
+	}
+}
 
 // Cleanup removes what this process built; TestMain calls it at the end. Guests must have ended.
 func Cleanup() error {

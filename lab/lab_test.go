@@ -3,22 +3,29 @@
 package lab_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/respaldo-backup/respaldo/lab"
+	"github.com/respaldo-backup/respaldo/lab/guest"
 	"github.com/respaldo-backup/respaldo/lab/servers"
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv("LAB_TEST_BOOT") != "" {
+		bootAndWait()
+	}
 	code := 1
 	if err := servers.Ensure(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -31,11 +38,16 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// packages have guest tests; what their guest needs beside the default.
-var packages = map[string]lab.Spec{
-	"./cmd/respaldo":    {Disks: twoDisks, Memory: 2048, Deadline: 15 * time.Minute, Respaldo: true},
-	"./internal/volume": {Disks: twoDisks, Deadline: 10 * time.Minute},
-	"./lab/guest":       {Disks: twoDisks, Memory: 1536},
+type testPackage struct {
+	pkg  string
+	spec lab.Spec
+}
+
+// packages have guest tests; what their guest needs beside the default. The longest come first.
+var packages = []testPackage{
+	{"./cmd/respaldo", lab.Spec{Disks: twoDisks, Memory: 2048, Deadline: 15 * time.Minute, Respaldo: true}},
+	{"./internal/volume", lab.Spec{Disks: twoDisks, Deadline: 10 * time.Minute}},
+	{"./lab/guest", lab.Spec{Disks: twoDisks, Memory: 1536}},
 }
 
 // twoDisks are what most tests of volumes want: one for a volume group, one for Btrfs.
@@ -44,10 +56,11 @@ var twoDisks = []lab.Disk{{Bytes: 4 << 30}, {Bytes: 2 << 30}}
 // TestGuest runs the guest tests of every package, each package in a guest of its own.
 // go test -run 'TestGuest/volume/TestX' runs one of them.
 func TestGuest(t *testing.T) {
-	for pkg, spec := range packages {
-		t.Run(path.Base(pkg), func(t *testing.T) {
+	t.Parallel()
+	for _, p := range packages {
+		t.Run(path.Base(p.pkg), func(t *testing.T) {
 			t.Parallel()
-			lab.RunTests(t, spec, pkg, "")
+			lab.RunTests(t, p.spec, p.pkg, "")
 		})
 	}
 }
@@ -60,7 +73,8 @@ func TestEveryGuestTestRuns(t *testing.T) {
 		}
 		text, err := os.ReadFile(file)
 		pkg := "./" + filepath.Dir(strings.TrimPrefix(file, "../"))
-		if _, ok := packages[pkg]; !ok && strings.HasPrefix(string(text), "//go:build guest\n") {
+		known := slices.ContainsFunc(packages, func(p testPackage) bool { return p.pkg == pkg })
+		if !known && strings.HasPrefix(string(text), "//go:build guest") {
 			t.Errorf("%s has guest tests: add %s to packages above", file, pkg)
 		}
 		return err
@@ -110,7 +124,7 @@ func TestTwoGuests(t *testing.T) {
 		t.Errorf("a guest whose power was cut ended with %v", err)
 	}
 	for _, g := range []*lab.Guest{one, two} {
-		if left := processesOf(g); len(left) > 0 {
+		if left := running(g.Dir()); len(left) > 0 {
 			t.Errorf("still running: %s", left)
 		}
 		if err := g.Remove(); err != nil {
@@ -119,14 +133,14 @@ func TestTwoGuests(t *testing.T) {
 	}
 }
 
-// processesOf finds what a guest's kernel, and each of the guest's processes, is on the
-// host: all carry the kernel's command line.
-func processesOf(g *lab.Guest) []string {
+// running finds what a guest's kernel, and each of the guest's processes, is on the host:
+// all carry the kernel's command line, which names the guest's folder.
+func running(dir string) []string {
 	var found []string
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, file := range lines {
 		text, _ := os.ReadFile(file)
-		if strings.Contains(string(text), g.Dir()) {
+		if strings.Contains(string(text), dir) {
 			found = append(found, filepath.Base(filepath.Dir(file)))
 		}
 	}
@@ -139,4 +153,55 @@ func TestPowerCut(t *testing.T) {
 	disk := []lab.Disk{{Path: filepath.Join(t.TempDir(), "disk"), Bytes: 256 << 20}}
 	lab.CutPower(t, lab.Spec{Disks: disk, Memory: 512, Env: []string{"LAB_POWER=cut"}}, "./lab/guest", "TestFsyncSurvives", "LAB-AT written")
 	lab.RunTests(t, lab.Spec{Disks: disk, Memory: 512, Env: []string{"LAB_POWER=back"}}, "./lab/guest", "TestFsyncSurvives")
+}
+
+// bootAndWait is the process that TestNoOrphans kills.
+func bootAndWait() {
+	up := func(line string) { fmt.Println(line) }
+	g, err := lab.Boot(context.Background(), lab.Spec{Name: "orphan", Memory: 256, OnLine: up, Argv: []string{"/usr/bin/sh", "-c", "sleep 1000 & echo up; wait"}})
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println(g.Dir())
+	g.Wait()
+	os.Exit(0)
+}
+
+// When the tests are killed, not even their guests' processes stay.
+func TestNoOrphans(t *testing.T) {
+	t.Parallel()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "LAB_TEST_BOOT=1")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	lines := bufio.NewScanner(out)
+	var dir string
+	for up := false; (dir == "" || !up) && lines.Scan(); {
+		if lines.Text() == "up" {
+			up = true
+		} else {
+			dir = lines.Text()
+		}
+	}
+	if !filepath.IsAbs(dir) || len(running(dir)) < 2 {
+		t.Fatalf("no guest runs in %q", dir)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	guest.Eventually(t, 10*time.Second, func() error {
+		if left := running(dir); len(left) > 0 {
+			return fmt.Errorf("still running: %s", left)
+		}
+		return nil
+	})
+	if err := os.RemoveAll(dir); err != nil {
+		t.Error(err)
+	}
 }

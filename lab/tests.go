@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // sideBySide is how many guests tests run at the same time: each has one CPU.
@@ -22,10 +24,10 @@ var sideBySide = make(chan struct{}, 2)
 
 // RunTests runs the tests of a package that carry the build tag guest as root inside a
 // guest, and shows each as a subtest of t. pkg is "./internal/volume"; pattern is as for
-// go test -run; if empty, what our own -run says below t's name, or everything. The spec's
-// Argv and Dir are chosen here; its Name, if empty, is the package's. A run in which no
-// test ran is a failure, and so is a skipped test. The console is kept when something
-// failed.
+// go test -run, and everything if empty; what our own -run says below t's name beats it.
+// The spec's Argv and Dir are chosen here; its Name, if empty, is the package's. A run in
+// which no test ran is a failure, and so is a skipped test. The console is kept when
+// something failed.
 func RunTests(t *testing.T, spec Spec, pkg, pattern string) {
 	t.Helper()
 	sideBySide <- struct{}{}
@@ -123,8 +125,8 @@ func testSpec(t *testing.T, spec Spec, pkg, pattern string) Spec {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if pattern == "" {
-		pattern = below(t.Name())
+	if asked := below(t.Name()); asked != "" {
+		pattern = asked
 	}
 	if spec.Deadline == 0 {
 		spec.Deadline = defaultDeadline
@@ -138,21 +140,33 @@ func testSpec(t *testing.T, spec Spec, pkg, pattern string) Spec {
 	return spec
 }
 
-// RunProgram builds the main package pkg and runs it in a guest with the given arguments,
-// on our terminal if the spec says so, else with its output copied to ours. It returns the program's exit code.
-func RunProgram(ctx context.Context, spec Spec, pkg string, args ...string) (int, error) {
+// BuildProgram builds what RunProgram needs: the main package pkg, respaldo if the spec
+// wants it, and what every guest boots from.
+func BuildProgram(ctx context.Context, spec Spec, pkg string) error {
 	tools, err := builtTools()
 	if err != nil {
+		return err
+	}
+	var g errgroup.Group // one waits for the network, the other for the compiler
+	g.Go(func() error { return Prepare(ctx) })
+	g.Go(func() error {
+		err := tools.once(path.Base(pkg), "build", "-ldflags=-s -w", pkg)
+		if spec.Respaldo {
+			err = errors.Join(err, tools.respaldo())
+		}
+		return err
+	})
+	return g.Wait()
+}
+
+// RunProgram builds the main package pkg and runs it in a guest with the given arguments,
+// on our terminal if the spec says so, else with its output copied to ours. It returns the
+// program's exit code.
+func RunProgram(ctx context.Context, spec Spec, pkg string, args ...string) (int, error) {
+	if err := BuildProgram(ctx, spec, pkg); err != nil {
 		return -1, err
 	}
 	name := path.Base(pkg)
-	err = tools.once(name, "build", "-ldflags=-s -w", pkg)
-	if spec.Respaldo {
-		err = errors.Join(err, tools.respaldo())
-	}
-	if err != nil {
-		return -1, err
-	}
 	if spec.Name == "" {
 		spec.Name = name
 	}
@@ -164,15 +178,15 @@ func RunProgram(ctx context.Context, spec Spec, pkg string, args ...string) (int
 		}
 	}
 	spec.Argv = append([]string{"/opt/lab/" + name}, args...)
-	g, err := Boot(ctx, spec)
+	booted, err := Boot(ctx, spec)
 	if err != nil {
 		return -1, err
 	}
-	code, err := g.Wait()
+	code, err := booted.Wait()
 	if err != nil || (code != 0 && !spec.Terminal) {
-		return code, errors.Join(err, g.RemoveDisks())
+		return code, errors.Join(err, booted.RemoveDisks())
 	}
-	return code, g.Remove()
+	return code, booted.Remove()
 }
 
 // below is the part of our own -run pattern that speaks of the subtests of a test.

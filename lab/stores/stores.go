@@ -73,14 +73,19 @@ func program(ctx context.Context, name string, args ...string) (string, error) {
 	return path, os.Rename(filepath.Join(tmp, base), path)
 }
 
+// What an S3 server of StartS3 lets in.
+const (
+	S3AccessKey = "respaldo"
+	S3SecretKey = "no secret at all"
+)
+
 // S3Server is a running S3 server with one empty bucket.
 type S3Server struct {
-	Endpoint             string // http://127.0.0.1:PORT
-	Bucket               string
-	AccessKey, SecretKey string
-	cmd                  *exec.Cmd
-	ended                chan struct{}
-	log                  *bytes.Buffer
+	Endpoint string // http://127.0.0.1:PORT
+	Bucket   string
+	cmd      *exec.Cmd
+	ended    chan struct{}
+	log      *bytes.Buffer
 }
 
 // StartS3 starts a server on loopback that keeps its objects below dir, and returns when
@@ -91,7 +96,7 @@ func StartS3(ctx context.Context, dir string) (*S3Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &S3Server{Bucket: "backups", AccessKey: "respaldo", SecretKey: "no secret at all"}
+	s := &S3Server{Bucket: "backups"}
 	for _, d := range []string{filepath.Join("objects", s.Bucket), "metadata"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return nil, err
@@ -115,7 +120,7 @@ func (s *S3Server) start(ctx context.Context, path, dir string) error {
 	s.Endpoint, s.log, s.ended = "http://"+address, &bytes.Buffer{}, make(chan struct{})
 	// Beside the objects and not in extended attributes: not every file system has them.
 	s.cmd = exec.Command(path, "--port", address, "--quiet", "posix", "--sidecar", filepath.Join(dir, "metadata"), filepath.Join(dir, "objects"))
-	s.cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+s.AccessKey, "ROOT_SECRET_KEY="+s.SecretKey)
+	s.cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+S3AccessKey, "ROOT_SECRET_KEY="+S3SecretKey)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {

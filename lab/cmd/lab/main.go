@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/respaldo-backup/respaldo/lab"
 	"github.com/respaldo-backup/respaldo/lab/servers"
 )
@@ -37,18 +39,33 @@ func run(ctx context.Context, args []string) (int, error) {
 	}
 	switch args[0] {
 	case "prepare":
-		return 0, errors.Join(lab.CheckHost(1536), servers.Ensure(ctx), lab.Prepare(ctx))
+		if err := lab.CheckHost(1536); err != nil {
+			return 1, err
+		}
+		var g errgroup.Group
+		g.Go(func() error { return servers.Ensure(ctx) })
+		g.Go(func() error { return lab.Prepare(ctx) })
+		return 0, g.Wait()
 	case "shell":
-		if err := servers.Ensure(ctx, "mariadb-10.11"); err != nil {
-			return 1, err
-		}
-		code, err := lab.RunProgram(ctx, lab.Spec{Name: "lab", Respaldo: true, Terminal: true, Memory: 1536, Disks: disks, Deadline: 24 * time.Hour}, "./lab/cmd/labshell")
-		return code, err
+		spec := lab.Spec{Name: "lab", Respaldo: true, Terminal: true, Memory: 1536, Disks: disks, Deadline: 24 * time.Hour}
+		return program(ctx, spec, "./lab/cmd/labshell")
 	case "demo":
-		if err := servers.Ensure(ctx, "mariadb-10.11"); err != nil {
-			return 1, err
-		}
-		return lab.RunProgram(ctx, lab.Spec{Name: "demo", Respaldo: true, Memory: 1536, Disks: disks, Deadline: 5 * time.Minute}, "./lab/cmd/demo", args[1:]...)
+		spec := lab.Spec{Name: "demo", Respaldo: true, Memory: 1536, Disks: disks, Deadline: 5 * time.Minute}
+		return program(ctx, spec, "./lab/cmd/demo", args[1:]...)
 	}
 	return 2, errors.New("usage: lab prepare | shell | demo")
+}
+
+// program runs a program in a guest that has one server.
+func program(ctx context.Context, spec lab.Spec, pkg string, args ...string) (int, error) {
+	if err := lab.CheckHost(spec.Memory); err != nil {
+		return 1, err
+	}
+	var g errgroup.Group
+	g.Go(func() error { return servers.Ensure(ctx, "mariadb-10.11") })
+	g.Go(func() error { return lab.BuildProgram(ctx, spec, pkg) })
+	if err := g.Wait(); err != nil {
+		return 1, err
+	}
+	return lab.RunProgram(ctx, spec, pkg, args...)
 }
