@@ -250,21 +250,23 @@ const ManifestFormat = 1
 // Manifest is respaldo.json: what an image is, complete enough to bring it back when
 // the origin is gone.
 type Manifest struct {
-	Format    int       `json:"format"`
-	Program   string    `json:"program"` // respaldo's own version
-	Server    string    `json:"server"`
-	ServerID  string    `json:"server_id"` // ours, made when the server was first seen; MariaDB has no UUID
-	Timeline  string    `json:"timeline"`
-	Host      string    `json:"host"`
-	Taken     time.Time `json:"taken"`
-	Version   Version   `json:"version"`
-	Layout    Layout    `json:"layout"`
-	Volume    Volume    `json:"volume"`
-	Quiesced  Quiesced  `json:"quiesced"`
-	Proof     Proof     `json:"proof"`
-	BinlogOn  bool      `json:"binlog_on"`
-	Encrypted bool      `json:"encrypted"` // some of its tables are; the keyring is among the places
-	Lost      []string  `json:"lost,omitempty"`
+	Format   int    `json:"format"`
+	Program  string `json:"program"` // respaldo's own version
+	Server   string `json:"server"`
+	ServerID string `json:"server_id"` // ours, made when the server was first seen; MariaDB has no UUID
+	Timeline string `json:"timeline"`
+	// ServerUUID is server_uuid on MySQL and server_uid on MariaDB, where it has one.
+	ServerUUID string    `json:"server_uuid,omitempty"`
+	Host       string    `json:"host"`
+	Taken      time.Time `json:"taken"`
+	Version    Version   `json:"version"`
+	Layout     Layout    `json:"layout"`
+	Volume     Volume    `json:"volume"`
+	Quiesced   Quiesced  `json:"quiesced"`
+	Proof      Proof     `json:"proof"`
+	BinlogOn   bool      `json:"binlog_on"`
+	Encrypted  bool      `json:"encrypted"` // some of its tables are; the keyring is among the places
+	Lost       []string  `json:"lost,omitempty"`
 	// Variables are all global variables. On the day of the restore there is nobody left to ask.
 	Variables map[string]string `json:"variables"`
 	// Program that ran the server: argv up to the first option, and the environment

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/backup"
+)
+
+func newBackupCmd(a *app) *cobra.Command {
+	var lock lockFlags
+	var prove proveFlag
+	cmd := &cobra.Command{
+		Use:     "backup",
+		GroupID: groupBackup,
+		Short:   "Back up the server through a snapshot, and prove the backup by starting it",
+		Long: `Quiesces the server for the instant that the snapshot takes, saves the snapshot into
+the repository, starts a private server on it, and only then records the backup. The
+snapshot and everything else is removed again, whatever happens; what a killed run left
+behind is cleaned up first.`,
+		Example: `  respaldo backup
+  respaldo backup --server shop --prove full
+  respaldo backup --max-lock 3s --snapshot-size 50GiB`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			site, err := a.site()
+			if err != nil {
+				return err
+			}
+			if err := lock.apply(site); err != nil {
+				return err
+			}
+			if err := prove.apply(site); err != nil {
+				return err
+			}
+			made, err := site.Backup(cmd.Context())
+			if made.Backup.ID == "" {
+				return err
+			}
+			// Recorded: it is shown even when something could not be released after it.
+			if showErr := a.show(made, func(p *page) { showMade(p, made) }); err == nil {
+				err = showErr
+			}
+			return err
+		},
+	}
+	lock.add(cmd)
+	prove.add(cmd)
+	return cmd
+}
+
+func showMade(p *page, made backup.Made) {
+	b := made.Backup
+	q := b.Manifest.Quiesced
+	f := newFields()
+	f.field("backup", b.ID)
+	f.field("taken", fmt.Sprintf("%s at %s", formatTime(b.Manifest.Taken), q.Coordinates))
+	if q.Coordinates.GTIDSet != "" {
+		f.field("GTID set", q.Coordinates.GTIDSet)
+	}
+	f.field("writers", fmt.Sprintf("held %s, after waiting %s for the lock (%s)", formatSeconds(q.HeldSeconds), formatSeconds(q.WaitedSeconds), q.Mode))
+	f.field("snapshot", "lived "+formatSeconds(made.SnapshotSeconds))
+	f.field("data", fmt.Sprintf("%d files, %s; %s read, %s added to the repository", b.Files, formatSize(b.Bytes), formatSize(b.Read), formatSize(b.Stored)))
+	f.field("proof", proofText(b.Manifest.Proof))
+	p.table(f)
+	if len(made.Forgotten) > 0 {
+		p.printf("\n%d older backups let go by the retention policy\n", len(made.Forgotten))
+	}
+}
+
+func proofText(proof respaldo.Proof) string {
+	switch {
+	case proof.Level == "" || proof.Level == respaldo.ProveNone:
+		return "not proved"
+	case !proof.OK:
+		return "FAILED"
+	}
+	return fmt.Sprintf("started, recovered in %s, %d of %d tables checked", formatSeconds(proof.RecoverySeconds), proof.Tables, proof.TablesTotal)
+}

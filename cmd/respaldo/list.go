@@ -1,0 +1,66 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/respaldo-backup/respaldo"
+)
+
+// shortID is enough of an ID to type.
+const shortID = 12
+
+func newListCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		GroupID: groupRestore,
+		Short:   "List the backups in the repository",
+		Long: `Lists the backups in the repository, oldest first: of the server that --server names,
+or of all servers of all hosts. Snapshots on this machine are listed by respaldo
+snapshot list.`,
+		Example: `  respaldo list
+  respaldo list --server shop --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			where, err := a.repository()
+			if err != nil {
+				return err
+			}
+			repository, err := a.open(cmd.Context(), where)
+			if err != nil {
+				return err
+			}
+			defer repository.Close(cmd.Context())
+			backups, err := repository.List(cmd.Context(), a.flags.server)
+			if err != nil {
+				return err
+			}
+			return a.show(backups, func(p *page) { showBackups(p, backups) })
+		},
+	}
+}
+
+func showBackups(p *page, backups []respaldo.Backup) {
+	if len(backups) == 0 {
+		p.printf("There are no backups yet. Make one: respaldo backup\n")
+		return
+	}
+	t := newTable(left("BACKUP"), left("SERVER"), left("TAKEN"), left("VERSION"), flexible("COORDINATES"),
+		right("SIZE"), right("STORED"), right("HELD"), left("PROOF"))
+	for _, b := range backups {
+		m := b.Manifest
+		t.row(b.ID[:min(shortID, len(b.ID))], m.Server+"@"+m.Host, formatTime(m.Taken), m.Version.String(), m.Quiesced.Coordinates.String(),
+			formatSize(b.Bytes), formatSize(b.Stored), formatSeconds(m.Quiesced.HeldSeconds), proofWord(m.Proof))
+	}
+	p.table(t)
+}
+
+func proofWord(proof respaldo.Proof) string {
+	switch {
+	case proof.Level == "" || proof.Level == respaldo.ProveNone:
+		return "none"
+	case !proof.OK:
+		return "FAILED"
+	}
+	return string(proof.Level)
+}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/respaldo-backup/respaldo"
+)
+
+func newShowCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "show BACKUP",
+		GroupID: groupRestore,
+		Short:   "Show all that is known about a backup",
+		Long: `Shows what a backup is: server, coordinates, lock, proof, and the places it holds, by
+whose names restore --place can put them elsewhere. BACKUP is an ID, the beginning of
+one, or "latest". With --json also all of the server's variables.`,
+		Example: `  respaldo show latest
+  respaldo show k3f9a2 --json`,
+		Args: exactArgs("BACKUP"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			where, err := a.repository()
+			if err != nil {
+				return err
+			}
+			repository, err := a.open(cmd.Context(), where)
+			if err != nil {
+				return err
+			}
+			defer repository.Close(cmd.Context())
+			b, err := repository.Find(cmd.Context(), a.flags.server, args[0])
+			if err != nil {
+				return err
+			}
+			return a.show(b, func(p *page) { showBackup(p, b) })
+		},
+	}
+}
+
+func showBackup(p *page, b respaldo.Backup) {
+	m := b.Manifest
+	q := m.Quiesced
+	f := newFields()
+	f.field("backup", b.ID)
+	f.field("server", fmt.Sprintf("%s on %s, %s", m.Server, m.Host, m.Version.Text))
+	f.field("taken", formatTime(m.Taken))
+	f.field("coordinates", q.Coordinates.String())
+	if q.Coordinates.GTIDSet != "" {
+		f.field("GTID set", q.Coordinates.GTIDSet)
+	}
+	for _, u := range q.Coordinates.Upstream {
+		f.field("replica of", fmt.Sprintf("%s:%d, applied up to %s:%d", u.Host, u.Port, u.File, u.Position))
+	}
+	f.field("timeline", m.Timeline)
+	f.field("volume", fmt.Sprintf("%s (%s), %s", m.Volume.Name, m.Volume.Kind, m.Volume.FSType))
+	f.field("lock", fmt.Sprintf("%s, writers held %s after waiting %s", q.Mode, formatSeconds(q.HeldSeconds), formatSeconds(q.WaitedSeconds)))
+	f.field("proof", proofText(m.Proof))
+	f.field("size", fmt.Sprintf("%s in %d files; %s read, %s stored", formatSize(b.Bytes), b.Files, formatSize(b.Read), formatSize(b.Stored)))
+	f.field("made", fmt.Sprintf("in %s by respaldo %s", formatDuration(b.End.Sub(b.Start)), m.Program))
+	f.field("variables", strconv.Itoa(len(m.Variables))+" (--json shows them)")
+	for _, lost := range m.Lost {
+		f.field("not in it", lost)
+	}
+	p.table(f)
+	p.printf("\n")
+	t := newTable(left("PLACE"), flexible("WAS AT"), left("STORED AS"))
+	for _, place := range m.Layout.Places {
+		stored := place.Stored
+		switch {
+		case place.Inside:
+			stored = "in data"
+		case stored == "":
+			stored = "-"
+		}
+		t.row(string(place.Role), place.Path, stored)
+	}
+	p.table(t)
+}

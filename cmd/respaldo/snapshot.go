@@ -1,0 +1,148 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/backup"
+)
+
+func newSnapshotCmd(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "snapshot",
+		GroupID: groupBackup,
+		Short:   "Take, list and remove snapshots by hand",
+		Long: `Snapshots that stay on this machine until they are removed or expire. A snapshot lies
+on the same disks as the data: it is no backup.`,
+		Example: `  respaldo snapshot create --ttl 24h
+  respaldo snapshot list
+  respaldo snapshot remove respaldo-main-20261123T030000-9f3a01`,
+	}
+	cmd.AddCommand(newSnapshotCreateCmd(a), newSnapshotListCmd(a), newSnapshotRemoveCmd(a))
+	return cmd
+}
+
+func newSnapshotCreateCmd(a *app) *cobra.Command {
+	var lock lockFlags
+	var ttl time.Duration
+	cmd := &cobra.Command{
+		Use:   "create",
+		Short: "Take a consistent snapshot that stays",
+		Long: `Quiesces the server, takes a snapshot of its volume and releases the server. The
+snapshot stays until snapshot remove, or until --ttl has passed and respaldo runs again.
+On thick LVM it is lost when more is written than it has room for.`,
+		Example: `  respaldo snapshot create
+  respaldo snapshot create --ttl 24h --snapshot-size 20GiB`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			site, err := a.site()
+			if err != nil {
+				return err
+			}
+			if err := lock.apply(site); err != nil {
+				return err
+			}
+			if ttl < 0 {
+				return usageError("--ttl must be more than zero", "")
+			}
+			made, err := site.CreateSnapshot(cmd.Context(), ttl)
+			if err != nil {
+				return err
+			}
+			return a.show(made, func(p *page) { showSnapshot(p, made) })
+		},
+	}
+	lock.add(cmd)
+	cmd.Flags().DurationVar(&ttl, "ttl", 0, "remove it after this `TIME` (24h); without it, it stays until it is removed")
+	return cmd
+}
+
+func newSnapshotListCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the server's snapshots on this machine",
+		Long: `Lists the server's snapshots on this machine, those of a running backup included, with
+how full their storage is.`,
+		Example: `  respaldo snapshot list
+  respaldo snapshot list --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			site, err := a.site()
+			if err != nil {
+				return err
+			}
+			list, err := site.Snapshots(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.show(list, func(p *page) { showSnapshots(p, list) })
+		},
+	}
+}
+
+func newSnapshotRemoveCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "remove NAME",
+		Aliases: []string{"rm"},
+		Short:   "Remove a snapshot of ours",
+		Long: `Removes a snapshot that respaldo took of this server. What does not carry respaldo's
+tag is refused, whatever its name. If somebody holds it, the error says who.`,
+		Example: `  respaldo snapshot remove respaldo-main-20261123T030000-9f3a01`,
+		Args:    exactArgs("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			site, err := a.site()
+			if err != nil {
+				return err
+			}
+			if err := site.RemoveSnapshot(cmd.Context(), args[0]); err != nil {
+				return err
+			}
+			removed := map[string]string{"removed": args[0]}
+			return a.show(removed, func(p *page) { p.printf("removed %s\n", args[0]) })
+		},
+	}
+}
+
+func showSnapshot(p *page, k backup.KeptSnapshot) {
+	q := k.Manifest.Quiesced
+	f := newFields()
+	f.field("snapshot", k.Snapshot.Name)
+	f.field("taken", fmt.Sprintf("%s at %s", formatTime(q.At), q.Coordinates))
+	f.field("writers", fmt.Sprintf("held %s, after waiting %s for the lock (%s)", formatSeconds(q.HeldSeconds), formatSeconds(q.WaitedSeconds), q.Mode))
+	f.field("path", k.Snapshot.Path)
+	f.field("stays", staysText(k.Snapshot))
+	p.table(f)
+}
+
+func showSnapshots(p *page, list []backup.KeptSnapshot) {
+	if len(list) == 0 {
+		p.printf("There are no snapshots.\n")
+		return
+	}
+	t := newTable(left("SNAPSHOT"), left("TAKEN"), left("VOLUME"), flexible("COORDINATES"), left("FULL"), left("STAYS"))
+	for _, k := range list {
+		coordinates := "-"
+		if k.Manifest != nil {
+			coordinates = k.Manifest.Quiesced.Coordinates.String()
+		}
+		full := formatPercent(k.Fill.Data)
+		if !k.Fill.Valid {
+			full = "LOST"
+		}
+		t.row(k.Snapshot.Name, formatTime(k.Snapshot.Created), k.Snapshot.Volume, coordinates, full, staysText(k.Snapshot))
+	}
+	p.table(t)
+}
+
+func staysText(s respaldo.Snapshot) string {
+	switch {
+	case !s.Kept:
+		return "until its operation ends"
+	case s.Expires.IsZero():
+		return "until removed"
+	}
+	return "until " + formatTime(s.Expires)
+}

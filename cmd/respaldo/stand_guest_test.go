@@ -1,0 +1,165 @@
+//go:build guest
+
+package main
+
+import (
+	"bytes"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/respaldo-backup/respaldo/internal/backup"
+	"github.com/respaldo-backup/respaldo/lab/guest"
+)
+
+// stand is what a user's machine is: a server on a volume, a configuration, a repository.
+// Commands are run as the user would, from the binary on the PATH.
+type stand struct {
+	t      *testing.T
+	volume *guest.Volume
+	server *guest.Server
+	config string
+	dir    string // the repository, the password, the state
+	before guest.State
+}
+
+// testLimit is when a condition that should come about at once is given up. Nothing is
+// measured with it.
+const testLimit = 30 * time.Second
+
+// standOptions vary what newStand makes.
+type standOptions struct {
+	args   []string // of the server
+	config string   // more lines of the [server.main] section
+}
+
+func newStand(t *testing.T, kind, server string, o standOptions) *stand {
+	t.Helper()
+	disk := 0
+	if kind == "btrfs" {
+		disk = 1
+	}
+	s := &stand{t: t, dir: t.TempDir()}
+	s.volume = guest.NewVolume(t, guest.VolumeSpec{Kind: kind, Disk: disk, Bytes: 1 << 30})
+	s.server = guest.StartServer(t, guest.ServerSpec{Name: server, DataDir: filepath.Join(s.volume.Path, "mysql"), Args: o.args})
+	s.config = filepath.Join(s.dir, "respaldo.toml")
+	s.write(s.config, 0o644, fmt.Sprintf(`format = 1
+state_dir = %q
+run_dir = "/run/respaldo"
+cache_dir = %q
+[repository]
+url = %q
+password_file = %q
+[server.main]
+defaults_file = %q
+max_lock = "20s"
+%s`, s.dir+"/state", s.dir+"/cache", s.dir+"/repository", s.dir+"/password", s.server.OptionFile, o.config))
+	s.write(s.dir+"/password", 0o600, "correct horse\n")
+	s.server.Exec(t, "CREATE DATABASE shop",
+		"CREATE TABLE shop.customers (id INT PRIMARY KEY, name VARCHAR(100)) ENGINE=InnoDB",
+		"CREATE TABLE shop.notes (id INT PRIMARY KEY, note TEXT) ENGINE=MyISAM")
+	for i := range 200 {
+		s.server.Exec(t, fmt.Sprintf("INSERT INTO shop.customers VALUES (%d, 'customer %d')", i, i))
+	}
+	s.server.Exec(t, "INSERT INTO shop.notes VALUES (1, 'not transactional')")
+	s.ok("init")
+	s.before = guest.Look(t)
+	return s
+}
+
+func (s *stand) write(path string, mode os.FileMode, text string) {
+	s.t.Helper()
+	if err := os.WriteFile(path, []byte(text), mode); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// outcome is what a command printed and how it ended.
+type outcome struct {
+	stdout, stderr string
+	code           int
+}
+
+func (s *stand) command(args ...string) *exec.Cmd {
+	cmd := exec.Command("respaldo", append([]string{"--config", s.config}, args...)...)
+	cmd.Env = append(os.Environ(), "HOME="+s.dir)
+	return cmd
+}
+
+// run runs respaldo to its end, with the environment added.
+func (s *stand) run(env []string, args ...string) outcome {
+	s.t.Helper()
+	cmd := s.command(args...)
+	cmd.Env = append(cmd.Env, env...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	start := time.Now()
+	err := cmd.Run()
+	if _, exited := err.(*exec.ExitError); err != nil && !exited {
+		s.t.Fatal(err)
+	}
+	o := outcome{stdout: stdout.String(), stderr: stderr.String(), code: cmd.ProcessState.ExitCode()}
+	s.t.Logf("respaldo %v: exit code %d after %s", args, o.code, time.Since(start).Round(time.Millisecond))
+	return o
+}
+
+// ok runs respaldo, which must succeed.
+func (s *stand) ok(args ...string) outcome {
+	s.t.Helper()
+	o := s.run(nil, args...)
+	if o.code != 0 {
+		s.t.Fatalf("respaldo %v failed with exit code %d\n%s%s", args, o.code, o.stdout, o.stderr)
+	}
+	return o
+}
+
+// fails runs respaldo, which must end with the exit code.
+func (s *stand) fails(code int, args ...string) outcome {
+	s.t.Helper()
+	o := s.run(nil, args...)
+	if o.code != code {
+		s.t.Errorf("respaldo %v: exit code %d, not %d\n%s%s", args, o.code, code, o.stdout, o.stderr)
+	}
+	return o
+}
+
+// into runs respaldo with --json and decodes what it prints.
+func (s *stand) into(v any, args ...string) {
+	s.t.Helper()
+	o := s.ok(append(args, "--json")...)
+	if err := json.Unmarshal([]byte(o.stdout), v); err != nil {
+		s.t.Fatalf("respaldo %v --json printed no JSON: %v\n%s", args, err, o.stdout)
+	}
+}
+
+func (s *stand) backup(args ...string) backup.Made {
+	s.t.Helper()
+	var made backup.Made
+	s.into(&made, append([]string{"backup"}, args...)...)
+	return made
+}
+
+// restored restores a backup into a new directory and starts a server on it.
+func (s *stand) restored(id string) *guest.Server {
+	s.t.Helper()
+	to := filepath.Join(s.dir, "restored-"+id[:8])
+	s.ok("restore", id, "--to", to)
+	server := guest.StartServer(s.t, guest.ServerSpec{Name: s.server.Name, DataDir: to})
+	return server
+}
+
+// sameShop fails the test unless the tables that nobody writes to are those of the origin.
+func (s *stand) sameShop(db *sql.DB) {
+	s.t.Helper()
+	want, got := guest.Checksums(s.t, s.server.DB), guest.Checksums(s.t, db)
+	for _, table := range []string{"shop.customers", "shop.notes"} {
+		if want[table] == "" || want[table] != got[table] {
+			s.t.Errorf("%s has checksum %q, at the origin %q", table, got[table], want[table])
+		}
+	}
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/respaldo-backup/respaldo/internal/backup"
+)
+
+func newVerifyCmd(a *app) *cobra.Command {
+	var request backup.VerifyRequest
+	var prove proveFlag
+	cmd := &cobra.Command{
+		Use:     "verify [BACKUP]",
+		GroupID: groupCare,
+		Short:   "Read backups back from the repository, and start them",
+		Long: `Reads every byte of a backup, or of all backups of the server, back from the repository
+and checks it. With --start each is also restored into a working directory below
+state_dir and started there: the proof that includes the repository.`,
+		Example: `  respaldo verify
+  respaldo verify latest --start --prove full`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				request.ID = args[0]
+			}
+			site, err := a.site()
+			if err != nil {
+				return err
+			}
+			if err := prove.apply(site); err != nil {
+				return err
+			}
+			results, err := site.Verify(cmd.Context(), request)
+			if len(results) == 0 {
+				return err
+			}
+			if showErr := a.show(results, func(p *page) { showVerified(p, results) }); err == nil {
+				err = showErr
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&request.Start, "start", false, "also restore it into a working directory and start it")
+	prove.add(cmd)
+	return cmd
+}
+
+func showVerified(p *page, results []backup.Verification) {
+	t := newTable(left("BACKUP"), left("TAKEN"), right("FILES"), right("READ"), left("STARTED"), left("RESULT"))
+	for _, v := range results {
+		result, started := "good", "-"
+		if !v.OK {
+			result = "DAMAGED"
+		}
+		if v.Proof != nil {
+			started = proofWord(*v.Proof)
+		}
+		t.row(v.Backup.ID[:min(shortID, len(v.Backup.ID))], formatTime(v.Backup.Manifest.Taken), formatCount(v.Files), formatSize(v.Bytes), started, result)
+	}
+	p.table(t)
+	for _, v := range results {
+		if len(v.Problems) > 0 {
+			p.printf("\n%s:\n  %s\n", v.Backup.ID, strings.Join(v.Problems, "\n  "))
+		}
+	}
+}

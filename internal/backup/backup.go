@@ -1,0 +1,151 @@
+package backup
+
+import (
+	"context"
+	"time"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/ledger"
+	"github.com/respaldo-backup/respaldo/internal/mysql"
+	"github.com/respaldo-backup/respaldo/internal/repo"
+)
+
+// Made is a backup, and what making it took.
+type Made struct {
+	Backup          respaldo.Backup `json:"backup"`
+	SnapshotSeconds float64         `json:"snapshot_seconds"` // how long the snapshot lived
+	Skipped         []string        `json:"skipped,omitempty"`
+	Forgotten       []string        `json:"forgotten,omitempty"` // backups that retention let go
+}
+
+// Backup makes one backup: quiesce the server, snapshot its volume, release; save the
+// image; prove it; remove the snapshot. The backup becomes visible in the repository only
+// when all of that has succeeded. An error leaves nothing behind, neither here nor there.
+func (s *Site) Backup(ctx context.Context) (made Made, err error) {
+	op, err := s.begin(ctx, "backup")
+	if err != nil {
+		return made, err
+	}
+	defer op.close(ctx, &err)
+
+	repository, err := s.Repository(ctx)
+	if err != nil {
+		return made, err
+	}
+	defer closeRepo(ctx, repository, &err)
+
+	outlook, err := op.look(ctx)
+	if err != nil {
+		return made, err
+	}
+	defer outlook.close()
+	if err := outlook.Refusal(); err != nil {
+		return made, err
+	}
+
+	frozen, err := op.freeze(ctx, outlook, keep{})
+	if err != nil {
+		return made, err
+	}
+	manifest := op.manifest(outlook, frozen)
+	outlook.close() // what follows needs nothing of the server
+
+	watched, stillValid := op.watch(ctx, frozen)
+	saved, proof, err := op.saveAndProve(watched, frozen, &manifest, repository)
+	if lost := stillValid(); lost != nil {
+		err = joinErrors(lost, err) // why the rest failed, if it did
+	}
+	if err != nil {
+		return made, err
+	}
+	manifest.Proof = proof
+
+	ledger.Point("backup.record")
+	if made.Backup, err = repository.Record(ctx, saved, manifest); err != nil {
+		return made, err
+	}
+	ledger.Point("backup.recorded")
+	made.Skipped = saved.Skipped
+	s.Report.Step("recorded", made.Backup.ID)
+
+	if err := op.ledger.ReleaseAll(ctx); err != nil {
+		return made, err
+	}
+	made.SnapshotSeconds = time.Since(frozen.quiesced.At).Seconds()
+	s.Report.Step("released", "snapshot removed")
+	made.Forgotten = op.retain(ctx, repository)
+	return made, nil
+}
+
+// saveAndProve works while the snapshot lives. The proof comes after the copy: on thick
+// LVM there is one snapshot only, and the instance writes into it.
+func (op *operation) saveAndProve(ctx context.Context, f *frozen, m *respaldo.Manifest, r *repo.Repo) (*repo.Saved, respaldo.Proof, error) {
+	saved, err := op.save(ctx, f, m, r)
+	if err != nil {
+		return nil, respaldo.Proof{}, err
+	}
+	proof, err := op.prove(ctx, f, *m)
+	return saved, proof, err
+}
+
+// save copies the image into the repository. Nothing of it is visible yet.
+func (op *operation) save(ctx context.Context, f *frozen, m *respaldo.Manifest, r *repo.Repo) (*repo.Saved, error) {
+	root, mounted, err := op.mount(ctx, f.snapshot, "image", false)
+	if err != nil {
+		return nil, err
+	}
+	op.Report.Step("opened", string(f.volume.Kind)+" snapshot, read-only")
+	tree := f.tree(root, m)
+	ledger.Point("backup.save")
+	saved, err := r.Save(ctx, op.Server, tree, op.Report.Progress)
+	ledger.Point("backup.saved")
+	if err != nil {
+		return nil, joinErrors(contextCause(ctx, err), mounted.Release(ctx))
+	}
+	op.Report.Step("saved", savedDetail(saved))
+	return saved, mounted.Release(ctx)
+}
+
+// prove starts a private server over a writable view of the image.
+func (op *operation) prove(ctx context.Context, f *frozen, m respaldo.Manifest) (respaldo.Proof, error) {
+	if op.Prove == respaldo.ProveNone {
+		op.Report.Warn("not proved, as asked: nobody knows whether this backup starts")
+		return respaldo.Proof{Level: respaldo.ProveNone}, nil
+	}
+	view, err := op.writableView(ctx, f)
+	if err != nil {
+		return respaldo.Proof{}, err
+	}
+	root, mounted, err := op.mount(ctx, view, "proof", true)
+	if err != nil {
+		return respaldo.Proof{}, err
+	}
+	proof, err := op.proveAt(ctx, m, f.dirs(root))
+	if err != nil {
+		return proof, joinErrors(contextCause(ctx, err), mounted.Release(ctx))
+	}
+	return proof, mounted.Release(ctx)
+}
+
+// proveAt starts an instance over directories that it may write to.
+func (op *operation) proveAt(ctx context.Context, m respaldo.Manifest, dirs map[string]string) (respaldo.Proof, error) {
+	scratch, err := op.scratch(ctx, op.socketDir(), "proof")
+	if err != nil {
+		return respaldo.Proof{}, err
+	}
+	held, err := op.ledger.Intend(kindInstance, nil)
+	if err != nil {
+		return respaldo.Proof{}, err
+	}
+	proof, err := mysql.Prove(ctx, mysql.InstanceRequest{
+		Run:      op.ledger.Run(),
+		Manifest: m, Dirs: dirs, Binary: op.binary(m), Scratch: scratch, Log: op.Log,
+		Started: func(pid int) { noteProcess(op, held, pid) },
+	}, op.Prove)
+	if err != nil {
+		err = op.keepProofLog(scratch, err)
+	} else {
+		op.Report.Step("proved", proofDetail(proof))
+	}
+	return proof, joinErrors(err, held.Released())
+}

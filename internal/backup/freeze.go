@@ -1,0 +1,286 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/ledger"
+	"github.com/respaldo-backup/respaldo/internal/mysql"
+	"github.com/respaldo-backup/respaldo/internal/repo"
+	"github.com/respaldo-backup/respaldo/internal/volume"
+)
+
+// frozen is an image that is not opened yet: a snapshot, and what belongs to it.
+type frozen struct {
+	volume   respaldo.Volume
+	snapshot volume.Snapshot
+	held     *ledger.Held
+	quiesced respaldo.Quiesced
+	covers   []Cover
+	binlogs  *mysql.BinlogTail // opened under the lock, where they lie elsewhere
+	tail     string            // the directory that they were copied to
+	live     map[string]string // what lies outside the snapshot → our copy of it
+}
+
+// keep says what becomes of a snapshot after its operation. The zero keep removes it.
+type keep struct {
+	kept bool
+	ttl  time.Duration // 0: until somebody removes it
+}
+
+func (op *operation) snapshotRequest(k keep) volume.Request {
+	now := time.Now()
+	r := volume.Request{
+		Name:   volume.NewName(op.Server, now),
+		Server: op.Server, Run: op.ledger.Run(), Bytes: op.SnapshotBytes, Kept: k.kept,
+	}
+	if k.ttl > 0 {
+		r.Expires = now.Add(k.ttl)
+	}
+	return r
+}
+
+// freeze takes the snapshot of a quiesced server. Everything slow happens before the lock:
+// the size is chosen, the command built, the intent on disk, the filesystem flushed (which
+// makes the locked window three to five times shorter).
+func (op *operation) freeze(ctx context.Context, o *Outlook, k keep) (*frozen, error) {
+	request := op.snapshotRequest(k)
+	f := &frozen{volume: o.Volume, covers: o.Covers}
+	var pending volume.Pending
+	var err error
+	f.held, err = op.ledger.Acquire(ctx, kindSnapshot, snapshotAttrs(request.Name, o.Volume),
+		func(held *ledger.Held) (err error) {
+			request.Started = func(pid int) { noteProcess(op, held, pid) }
+			if pending, err = o.volume.Prepare(ctx, request); err != nil {
+				return err
+			}
+			return op.quiesceAndTake(ctx, o, pending, f)
+		},
+		func(ctx context.Context) error { return op.dropSnapshot(ctx, pending, request.Name, o.Volume) })
+	if err != nil {
+		return nil, err
+	}
+	op.Report.Step("snapshot", fmt.Sprintf("%s at %s; writers held %s (%s)", request.Name, f.quiesced.Coordinates,
+		secondsOf(f.quiesced.HeldSeconds), f.quiesced.Mode))
+	if err := op.copyTail(ctx, f); err != nil {
+		return nil, err
+	}
+	f.live, err = op.copyLive(ctx, o.Covers)
+	return f, err
+}
+
+// quiesceAndTake is the part that writers wait for. Between the lock and its release there
+// is one command and nothing else.
+func (op *operation) quiesceAndTake(ctx context.Context, o *Outlook, pending volume.Pending, f *frozen) error {
+	if err := volume.Settle(o.Volume.MountPoint); err != nil {
+		return err
+	}
+	var err error
+	f.quiesced, err = o.server.Quiesce(ctx, mysql.QuiesceRequest{Mode: o.Lock, Reason: o.LockReason, Budget: op.MaxLock, Facts: o.facts},
+		func(ctx context.Context, at respaldo.Coordinates) error {
+			ledger.Point("locked")
+			if f.snapshot, err = pending.Take(ctx); err != nil {
+				return err
+			}
+			ledger.Point("snapshot.taken")
+			f.binlogs, err = o.facts.OpenBinlogTail(at)
+			return err
+		})
+	return err
+}
+
+// dropSnapshot removes a snapshot of ours, whatever state a failed or killed command left
+// it in; an origin left suspended is resumed first, since writers hang on it.
+func (op *operation) dropSnapshot(ctx context.Context, pending volume.Pending, name string, origin respaldo.Volume) error {
+	if err := op.volumes.ResumeSuspended(ctx, origin); err != nil {
+		return err
+	}
+	if pending != nil {
+		if err := pending.Cancel(ctx); err != nil {
+			return err
+		}
+	}
+	s, err := op.volumes.Lookup(ctx, name)
+	if respaldo.KindOf(err) == respaldo.NotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return s.Remove(ctx)
+}
+
+// copyTail copies the binlogs up to the coordinates when they lie outside the snapshot.
+func (op *operation) copyTail(ctx context.Context, f *frozen) error {
+	if f.binlogs == nil {
+		return nil
+	}
+	defer f.binlogs.Close()
+	var err error
+	if f.tail, err = op.scratch(ctx, op.workDir(), "binlog"); err != nil {
+		return err
+	}
+	names, err := f.binlogs.CopyTo(ctx, f.tail)
+	if err != nil {
+		return &respaldo.Error{Kind: respaldo.Failed, What: "cannot copy the binlogs up to " + f.quiesced.Coordinates.String(),
+			Hint: "make room in " + op.workDir() + ", or set state_dir to a larger filesystem", Err: err}
+	}
+	op.Report.Step("binlogs", fmt.Sprintf("%d files copied up to %s", len(names), f.quiesced.Coordinates))
+	return nil
+}
+
+// watch follows the snapshot's fill level until stop, which makes the last check: a
+// snapshot that overflowed at any moment before yields no backup.
+func (op *operation) watch(ctx context.Context, f *frozen) (context.Context, func() error) {
+	options := volume.WatchOptions{}
+	if f.volume.Kind == respaldo.LVMThin {
+		options.GiveUpAt, options.GiveUpMetadataAt = op.PoolData, op.PoolMetadata
+	}
+	return volume.Watch(ctx, f.snapshot, options)
+}
+
+// writableView is what an instance may write into without changing the image: a snapshot
+// of the snapshot, or on thick LVM, which has none, the snapshot itself.
+func (op *operation) writableView(ctx context.Context, f *frozen) (volume.Snapshot, error) {
+	cloner, ok := f.snapshot.(volume.Cloner)
+	if !ok {
+		return f.snapshot, nil
+	}
+	request := op.snapshotRequest(keep{})
+	var clone volume.Snapshot
+	_, err := op.ledger.Acquire(ctx, kindSnapshot, snapshotAttrs(request.Name, f.volume),
+		func(held *ledger.Held) (err error) {
+			request.Started = func(pid int) { noteProcess(op, held, pid) }
+			clone, err = cloner.Clone(ctx, request)
+			return err
+		},
+		func(ctx context.Context) error { return op.dropSnapshot(ctx, nil, request.Name, f.volume) })
+	return clone, err
+}
+
+func snapshotAttrs(name string, v respaldo.Volume) map[string]string {
+	return map[string]string{"name": name, "volume_kind": string(v.Kind), "volume": v.Name, "device": v.Device}
+}
+
+// volumeOf reads back which volume a snapshot entry was about.
+func volumeOf(e ledger.Entry) respaldo.Volume {
+	return respaldo.Volume{Kind: respaldo.VolumeKind(e.Attrs["volume_kind"]), Name: e.Attrs["volume"], Device: e.Attrs["device"]}
+}
+
+// noteProcess writes a process into the ledger. Failing to is no reason to stop: it runs.
+func noteProcess(op *operation, held *ledger.Held, pid int) {
+	if err := held.NoteProcess(pid); err != nil {
+		op.Report.Warn(err.Error())
+	}
+}
+
+// dirs says where each place of the layout is found when the snapshot is mounted at root.
+func (f *frozen) dirs(root string) map[string]string {
+	found := maps.Clone(f.live)
+	for _, c := range f.covers {
+		switch c.From {
+		case FromSnapshot:
+			found[c.Place.Real] = filepath.Join(root, c.inside)
+		case FromTail:
+			found[c.Place.Real] = f.tail
+		}
+	}
+	return found
+}
+
+// tree is what the repository stores: each place under its stored name. A place of which
+// there is no copy loses that name in the manifest.
+func (f *frozen) tree(root string, m *respaldo.Manifest) repo.Tree {
+	var tree repo.Tree
+	dirs := f.dirs(root)
+	for i, p := range m.Layout.Places {
+		if p.Stored == "" {
+			continue
+		}
+		if path, ok := dirs[p.Real]; ok {
+			tree.Entries = append(tree.Entries, repo.TreeEntry{Name: p.Stored, Path: path})
+		} else {
+			m.Layout.Places[i].Stored = "" // too large to carry, and said so
+		}
+	}
+	return tree
+}
+
+// manifest writes down what the image is, before the proof, and remembers it as the last
+// one taken.
+func (op *operation) manifest(o *Outlook, f *frozen) respaldo.Manifest {
+	facts := o.facts
+	uuid := facts.Variables["server_uuid"]
+	if uuid == "" {
+		uuid = facts.Variables["server_uid"]
+	}
+	m := respaldo.Manifest{
+		Format: respaldo.ManifestFormat, Program: op.Program,
+		Server: op.Server, ServerID: op.ServerID, ServerUUID: uuid, Host: op.Host,
+		Timeline: op.lastImage().timeline(uuid, f.quiesced.Coordinates),
+		Taken:    f.quiesced.At, Version: facts.Version, Layout: facts.Layout, Volume: o.Volume,
+		Quiesced: f.quiesced, BinlogOn: facts.BinlogOn, Encrypted: facts.Encrypted, Lost: facts.Lost,
+		Variables: facts.Variables, Binary: facts.Process.Binary,
+	}
+	m.Layout.Places = storedPlaces(o.Covers)
+	op.noteImage(m)
+	return m
+}
+
+// storedPlaces gives each place that a backup carries its name there: "data", "redo",
+// "tablespace-2" where a role has several, "option-file/my.cnf" for a single file.
+func storedPlaces(covers []Cover) []respaldo.Place {
+	var places []respaldo.Place
+	count := map[respaldo.Role]int{}
+	seen := map[string]string{}
+	for _, c := range covers {
+		p := c.Place
+		if c.From != NotNeeded && !p.Inside {
+			if name, again := seen[p.Real]; again {
+				p.Stored = name
+			} else {
+				count[p.Role]++
+				p.Stored = string(p.Role)
+				if n := count[p.Role]; n > 1 {
+					p.Stored = fmt.Sprintf("%s-%d", p.Role, n)
+				}
+				if info, err := os.Stat(p.Real); err == nil && info.Mode().IsRegular() {
+					p.Stored += "/" + filepath.Base(p.Real)
+				}
+				seen[p.Real] = p.Stored
+			}
+		}
+		places = append(places, p)
+	}
+	return places
+}
+
+// keepProofLog moves the instance's log to where the user can read it after the run.
+func (op *operation) keepProofLog(scratch string, cause error) error {
+	log, err := os.ReadFile(filepath.Join(scratch, mysql.InstanceLog))
+	if errors.Is(err, os.ErrNotExist) {
+		return cause // it did not come to a start
+	}
+	kept := filepath.Join(op.StateDir, "failed", op.Server+"-"+op.ledger.Run()+".log")
+	if err == nil {
+		err = writeDurably(kept, log)
+	}
+	if err != nil {
+		return joinErrors(cause, err)
+	}
+	return &respaldo.Error{Kind: respaldo.KindOf(cause), What: "the image was not proved", Err: cause, Hint: "the server's log is kept in " + kept}
+}
+
+// contextCause prefers why the work was cancelled over what the cancellation looked like.
+func contextCause(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		return joinErrors(cause, err)
+	}
+	return err
+}

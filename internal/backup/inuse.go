@@ -1,0 +1,85 @@
+package backup
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/respaldo-backup/respaldo"
+)
+
+// refuseInUse refuses a directory in which some program has a file open, whatever was
+// forced: overwriting a running server's files would destroy both its data and the restore.
+// Files are compared by device and inode, so that a server in a container, or one that
+// knows the directory by another name, is found too.
+func refuseInUse(dir string) error {
+	files, err := filesBelow(dir)
+	if err != nil || len(files) == 0 {
+		return err
+	}
+	processes, err := os.ReadDir("/proc")
+	if err != nil {
+		return err
+	}
+	for _, p := range processes {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		if path := firstOpen("/proc/"+p.Name()+"/fd", files); path != "" {
+			command, _ := os.ReadFile("/proc/" + p.Name() + "/comm")
+			return &respaldo.Error{Kind: respaldo.Refused,
+				What: fmt.Sprintf("%s is in use: process %d (%s) has %s open", dir, pid, strings.TrimSpace(string(command)), path),
+				Hint: "stop that server first, or restore into another directory"}
+		}
+	}
+	return nil
+}
+
+type inode struct{ dev, ino uint64 }
+
+// filesBelow maps the regular files below dir, none where it does not exist.
+func filesBelow(dir string) (map[inode]string, error) {
+	files := map[inode]string{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if os.IsNotExist(err) {
+			return nil
+		}
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return nil // gone since
+		}
+		stat := info.Sys().(*syscall.Stat_t)
+		files[inode{stat.Dev, stat.Ino}] = path
+		return nil
+	})
+	return files, err
+}
+
+// firstOpen returns one of the files that a process has open. Links that are no paths
+// (sockets, pipes) are not followed.
+func firstOpen(fds string, files map[inode]string) string {
+	entries, _ := os.ReadDir(fds)
+	for _, e := range entries {
+		link := filepath.Join(fds, e.Name())
+		if target, err := os.Readlink(link); err != nil || !strings.HasPrefix(target, "/") || strings.HasPrefix(target, "/dev/") {
+			continue
+		}
+		info, err := os.Stat(link)
+		if err != nil {
+			continue
+		}
+		stat := info.Sys().(*syscall.Stat_t)
+		if path, ok := files[inode{stat.Dev, stat.Ino}]; ok {
+			return path
+		}
+	}
+	return ""
+}

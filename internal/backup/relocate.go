@@ -1,0 +1,120 @@
+package backup
+
+import (
+	"bytes"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/respaldo-backup/respaldo"
+)
+
+// relocate rewrites the absolute paths that a restored data directory carries, so that a
+// server started on it reads its own files and never the origin's: symbolic links of
+// databases and of MyISAM and Aria tables (DATA DIRECTORY), InnoDB's .isl files, and the
+// indexes of binlogs and relay logs. An absolute index entry would make the restored server
+// open, and purge, the origin's binlogs.
+func relocate(layout respaldo.Layout, targets map[string]string) error {
+	moves := movesOf(layout, targets)
+	for _, root := range targets {
+		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			switch {
+			case err != nil:
+				return err
+			case d.Type()&fs.ModeSymlink != 0:
+				return relocateLink(path, moves)
+			case d.Type().IsRegular() && (strings.HasSuffix(path, ".isl") || strings.HasSuffix(path, ".index")):
+				return relocateLines(path, moves)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// move is one directory of the origin and where it lies now.
+type move struct{ from, to string }
+
+// movesOf lists the moves, longer origins first in effect: rewrite takes the longest match.
+func movesOf(layout respaldo.Layout, targets map[string]string) []move {
+	var moves []move
+	for _, p := range layout.Places {
+		to, ok := placeIn(targets, p)
+		if !ok {
+			continue
+		}
+		for _, from := range []string{p.Path, p.Real} {
+			moves = append(moves, move{from: filepath.Clean(from), to: to})
+		}
+	}
+	return moves
+}
+
+// rewrite returns path as it is called now, and whether that differs.
+func rewrite(path string, moves []move) (string, bool) {
+	best := move{}
+	for _, m := range moves {
+		if (path == m.from || strings.HasPrefix(path, m.from+"/")) && len(m.from) > len(best.from) {
+			best = m
+		}
+	}
+	if best.from == "" {
+		return path, false
+	}
+	renamed := best.to + strings.TrimPrefix(path, best.from)
+	return renamed, renamed != path
+}
+
+func relocateLink(path string, moves []move) error {
+	target, err := os.Readlink(path)
+	if err != nil {
+		return err
+	}
+	renamed, changed := rewrite(filepath.Clean(target), moves)
+	if !changed {
+		return nil
+	}
+	temp := path + ".respaldo"
+	if err := os.Symlink(renamed, temp); err != nil {
+		return err
+	}
+	if err := keepOwner(path, temp); err != nil {
+		return err
+	}
+	return os.Rename(temp, path)
+}
+
+// relocateLines rewrites a small text file in which each line is a path. A file in which
+// some line is not printable is no such file and stays as it is.
+func relocateLines(path string, moves []move) error {
+	const largest = 1 << 20
+	info, err := os.Stat(path)
+	if err != nil || info.Size() > largest {
+		return err
+	}
+	content, err := os.ReadFile(path)
+	if err != nil || bytes.IndexByte(content, 0) >= 0 {
+		return err
+	}
+	lines := strings.Split(string(content), "\n")
+	any := false
+	for i, line := range lines {
+		renamed, changed := rewrite(line, moves)
+		lines[i], any = renamed, any || changed
+	}
+	if !any {
+		return nil
+	}
+	temp := path + ".respaldo"
+	if err := writeSynced(temp, []byte(strings.Join(lines, "\n")), info.Mode().Perm()); err != nil {
+		return err
+	}
+	if err := keepOwner(path, temp); err != nil {
+		return err
+	}
+	return os.Rename(temp, path)
+}

@@ -1,0 +1,169 @@
+package backup
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/ledger"
+	"github.com/respaldo-backup/respaldo/internal/repo"
+)
+
+// RestoreRequest says what goes where.
+type RestoreRequest struct {
+	ID string // a backup's ID, a prefix of it, or "latest"
+	To string // becomes the data directory
+	// Places maps stored names other than "data" (see respaldo show) to directories;
+	// those not named go below To + ".more".
+	Places map[string]string
+	Force  bool // the targets need not be empty; a running server's directory is refused all the same
+}
+
+// Restored is what a restore wrote, and how to start a server on it.
+type Restored struct {
+	Backup  respaldo.Backup   `json:"backup"`
+	Targets map[string]string `json:"targets"` // stored name → directory
+	Bytes   int64             `json:"bytes"`
+	Files   int               `json:"files"`
+	Seconds float64           `json:"seconds"`
+	// Options are the lines that an option file needs for this data directory, where they
+	// differ from the server's defaults.
+	Options  []string `json:"options"`
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Restore writes a backup into a directory, on disk when it returns. Until it is complete
+// the directory carries a marker that says so, and a restore into it can be repeated.
+func (s *Site) Restore(ctx context.Context, request RestoreRequest) (done Restored, err error) {
+	op, err := s.begin(ctx, "restore")
+	if err != nil {
+		return done, err
+	}
+	defer op.close(ctx, &err)
+	repository, err := s.Repository(ctx)
+	if err != nil {
+		return done, err
+	}
+	defer closeRepo(ctx, repository, &err)
+
+	if done.Backup, err = repository.Find(ctx, s.Server, request.ID); err != nil {
+		return done, err
+	}
+	if done.Targets, err = targets(done.Backup.Manifest, request); err != nil {
+		return done, err
+	}
+	for _, dir := range slices.Sorted(maps.Values(done.Targets)) {
+		if err := refuseInUse(dir); err != nil {
+			return done, err
+		}
+	}
+	return done, op.restoreInto(ctx, repository, request.Force, &done)
+}
+
+func (op *operation) restoreInto(ctx context.Context, r *repo.Repo, force bool, done *Restored) error {
+	held, err := op.ledger.Intend(kindTarget, map[string]string{"path": done.Targets[dataName]})
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	ledger.Point("restore.write")
+	err = r.Restore(ctx, done.Backup, done.Targets, repo.RestoreOptions{Force: force, Finish: func() error {
+		ledger.Point("restore.relocate")
+		return relocate(done.Backup.Manifest.Layout, done.Targets)
+	}}, op.Report.Progress)
+	ledger.Point("restore.written")
+	if err != nil {
+		return joinErrors(contextCause(ctx, err), held.Released()) // the marker stays and the error says so
+	}
+	done.Bytes, done.Files, done.Seconds = done.Backup.Bytes, done.Backup.Files, time.Since(start).Seconds()
+	done.Options = optionsFor(done.Backup.Manifest, done.Targets)
+	done.Warnings = warningsFor(done.Backup.Manifest)
+	op.Report.Step("restored", fmt.Sprintf("%s into %s", done.Backup.ID, done.Targets[dataName]))
+	return held.Released()
+}
+
+// dataName is the data directory's stored name.
+const dataName = string(respaldo.DataRole)
+
+// targets decides where each entry at the backup's root goes. Two of them in one directory,
+// or one below another, would mix their files.
+func targets(m respaldo.Manifest, request RestoreRequest) (map[string]string, error) {
+	to, err := filepath.Abs(request.To)
+	if err != nil {
+		return nil, err
+	}
+	chosen := map[string]string{}
+	for _, p := range m.Layout.Places {
+		name := rootName(p)
+		switch {
+		case name == "" || chosen[name] != "":
+		case name == dataName:
+			chosen[name] = to
+		case request.Places[name] != "":
+			if chosen[name], err = filepath.Abs(request.Places[name]); err != nil {
+				return nil, err
+			}
+		default:
+			chosen[name] = filepath.Join(to+".more", name)
+		}
+	}
+	for name := range request.Places {
+		if chosen[name] == "" || name == dataName {
+			return nil, &respaldo.Error{Kind: respaldo.Usage, What: fmt.Sprintf("the backup has no place %q besides the data directory", name),
+				Hint: "it has " + strings.Join(slices.Sorted(maps.Keys(chosen)), ", ")}
+		}
+	}
+	for a, dirA := range chosen {
+		for b, dirB := range chosen {
+			if a != b && (dirA == dirB || strings.HasPrefix(dirB, dirA+"/")) {
+				return nil, &respaldo.Error{Kind: respaldo.Usage, What: fmt.Sprintf("%s (%s) and %s (%s) would lie in each other", dirA, a, dirB, b),
+					Hint: "give each place a directory of its own"}
+			}
+		}
+	}
+	return chosen, nil
+}
+
+// rootName is the entry at the root of a backup that holds a place: "option-file" for the
+// single file "option-file/my.cnf".
+func rootName(p respaldo.Place) string {
+	name, _, _ := strings.Cut(p.Stored, "/")
+	return name
+}
+
+// placeIn is where a stored place lies after its root entry went to a target directory.
+func placeIn(targets map[string]string, p respaldo.Place) (string, bool) {
+	name, rest, _ := strings.Cut(p.Stored, "/")
+	dir, ok := targets[name]
+	return filepath.Join(dir, rest), ok && p.Stored != ""
+}
+
+// restoredDirs maps the origin's paths to where they were restored.
+func restoredDirs(layout respaldo.Layout, targets map[string]string) map[string]string {
+	dirs := map[string]string{}
+	for _, p := range layout.Places {
+		if to, ok := placeIn(targets, p); ok {
+			dirs[p.Real] = to
+		}
+	}
+	return dirs
+}
+
+func warningsFor(m respaldo.Manifest) []string {
+	var warnings []string
+	for _, u := range m.Quiesced.Coordinates.Upstream {
+		warnings = append(warnings, fmt.Sprintf("this is a replica's data: started as it is, it resumes replication from %s:%d; start it with skip-replica-start (skip-slave-start) to prevent that", u.Host, u.Port))
+	}
+	if !m.Proof.OK {
+		warnings = append(warnings, "this backup was never proved: check the server's log after starting it")
+	}
+	for _, lost := range m.Lost {
+		warnings = append(warnings, lost)
+	}
+	return warnings
+}

@@ -1,0 +1,144 @@
+package backup
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/volume"
+)
+
+// KeptSnapshot is a snapshot on this machine and, when it was kept on purpose, what it is
+// an image of.
+type KeptSnapshot struct {
+	Snapshot respaldo.Snapshot  `json:"snapshot"`
+	Fill     respaldo.Fill      `json:"fill"`
+	Manifest *respaldo.Manifest `json:"manifest,omitempty"`
+}
+
+// CreateSnapshot takes a snapshot that stays until it is removed or expires. It is not
+// proved: nothing was started on it.
+func (s *Site) CreateSnapshot(ctx context.Context, ttl time.Duration) (made KeptSnapshot, err error) {
+	op, err := s.begin(ctx, "snapshot create")
+	if err != nil {
+		return made, err
+	}
+	defer op.close(ctx, &err)
+	outlook, err := op.look(ctx)
+	if err != nil {
+		return made, err
+	}
+	defer outlook.close()
+	if err := outlook.Refusal(); err != nil {
+		return made, err
+	}
+	if outlook.tailElsewhere() {
+		return made, &respaldo.Error{Kind: respaldo.Refused, What: "the binlogs do not lie on " + outlook.Volume.Name + ", so a snapshot alone is no complete image",
+			Hint: "make a backup, which takes the binlogs along, or move them onto the volume"}
+	}
+	f, err := op.freeze(ctx, outlook, keep{kept: true, ttl: ttl})
+	if err != nil {
+		return made, err
+	}
+	manifest := op.manifest(outlook, f)
+	if err := op.saveManifest(f.snapshot.Describe().Name, manifest); err != nil {
+		return made, err
+	}
+	made.Snapshot, made.Manifest = f.snapshot.Describe(), &manifest
+	if made.Fill, err = f.snapshot.Fill(ctx); err != nil {
+		return made, err
+	}
+	return made, f.held.Released() // it stays, and is the ledger's no longer
+}
+
+// Snapshots lists this server's snapshots on this machine, those of a running operation
+// included, oldest first.
+func (s *Site) Snapshots(ctx context.Context) ([]KeptSnapshot, error) {
+	found, err := s.volumes().Leftovers(ctx, s.Server)
+	if err != nil {
+		return nil, err
+	}
+	list := []KeptSnapshot{}
+	for _, snapshot := range found {
+		k := KeptSnapshot{Snapshot: snapshot.Describe()}
+		if k.Fill, err = snapshot.Fill(ctx); err != nil {
+			return nil, err
+		}
+		if k.Manifest, err = s.loadManifest(k.Snapshot.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		list = append(list, k)
+	}
+	return list, nil
+}
+
+// RemoveSnapshot removes one of this server's snapshots. One that is not tagged as ours,
+// whatever its name, is refused.
+func (s *Site) RemoveSnapshot(ctx context.Context, name string) (err error) {
+	op, err := s.begin(ctx, "snapshot remove")
+	if err != nil {
+		return err
+	}
+	defer op.close(ctx, &err)
+	snapshot, err := op.volumes.Lookup(ctx, name)
+	if err != nil {
+		return err
+	}
+	if of := snapshot.Describe().Server; of != s.Server {
+		return &respaldo.Error{Kind: respaldo.Refused, What: "the snapshot " + name + " is of server " + of,
+			Hint: "respaldo snapshot remove --server " + of + " " + name}
+	}
+	return op.removeKept(ctx, snapshot)
+}
+
+// removeKept removes a snapshot and its manifest, mounts of ours on it first.
+func (op *operation) removeKept(ctx context.Context, snapshot volume.Snapshot) error {
+	if err := snapshot.Remove(ctx); err != nil {
+		return err
+	}
+	if err := os.Remove(op.manifestPath(snapshot.Describe().Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// manifestPath is where a kept snapshot's manifest lies, beside the ledger: the snapshot
+// itself is read-only.
+func (s *Site) manifestPath(name string) string {
+	return filepath.Join(s.StateDir, "snapshots", name+".json")
+}
+
+func (s *Site) saveManifest(name string, m respaldo.Manifest) error {
+	content, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeDurably(s.manifestPath(name), append(content, '\n'))
+}
+
+func (s *Site) loadManifest(name string) (*respaldo.Manifest, error) {
+	content, err := os.ReadFile(s.manifestPath(name))
+	if err != nil {
+		return nil, err
+	}
+	var m respaldo.Manifest
+	if err := json.Unmarshal(content, &m); err != nil {
+		return nil, &respaldo.Error{Kind: respaldo.Failed, What: "cannot read " + s.manifestPath(name),
+			Hint: "the snapshot is good, but nobody knows its coordinates: remove it, or look into it by hand", Err: err}
+	}
+	if m.Format > respaldo.ManifestFormat {
+		return nil, &respaldo.Error{Kind: respaldo.Refused, What: s.manifestPath(name) + " was written by a newer respaldo",
+			Hint: "use that version"}
+	}
+	return &m, nil
+}
+
+func (s *Site) hasManifest(name string) bool {
+	_, err := os.Stat(s.manifestPath(name))
+	return err == nil
+}

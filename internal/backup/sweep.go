@@ -1,0 +1,237 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/ledger"
+	"github.com/respaldo-backup/respaldo/internal/mysql"
+	"github.com/respaldo-backup/respaldo/internal/repo"
+)
+
+// What a run can hold. The names appear in the ledger and in crash points.
+const (
+	kindSnapshot ledger.Kind = "snapshot"
+	kindMount    ledger.Kind = "mount"
+	kindScratch  ledger.Kind = "scratch"
+	kindInstance ledger.Kind = "instance"
+	kindTarget   ledger.Kind = "target" // a directory that a restore writes into
+)
+
+// Leftover is one thing of ours that outlived its operation.
+type Leftover struct {
+	Kind string `json:"kind"`
+	Name string `json:"name"`
+}
+
+// Swept is what a cleanup did.
+type Swept struct {
+	Removed []Leftover `json:"removed"`
+	// Incomplete are directories that an interrupted restore left half-written. They are
+	// the user's to keep or delete: a cleanup deletes no data directory.
+	Incomplete []string `json:"incomplete,omitempty"`
+}
+
+func (s *Swept) removed(kind, name string) {
+	s.Removed = append(s.Removed, Leftover{Kind: kind, Name: name})
+}
+
+func (s Swept) summary() string {
+	var words []string
+	for _, l := range s.Removed {
+		words = append(words, l.Kind+" "+l.Name)
+	}
+	return strings.Join(words, ", ")
+}
+
+// Cleanup removes everything of this server's operations that outlived them: the ledger
+// says what a dead run held, and tags, names and mount paths say it again, so that a lost
+// ledger loses nothing. What is not tagged as ours is never touched.
+func (s *Site) Cleanup(ctx context.Context) (swept Swept, err error) {
+	op, err := s.open("cleanup")
+	if err != nil {
+		return swept, err
+	}
+	defer op.close(ctx, &err)
+	return op.sweep(ctx)
+}
+
+// sweep goes from what holds to what is held: devices left suspended first, since writers
+// hang on them; then programs, their mounts, the volumes under those, and files last.
+// It runs under the server's exclusion, so nothing it finds belongs to a living operation.
+func (op *operation) sweep(ctx context.Context) (swept Swept, err error) {
+	leftovers := op.ledger.Leftovers()
+	steps := []func(context.Context, []ledger.Entry, *Swept) error{
+		op.resumeVolumes, op.killInstances, op.unmountAll, op.removeSnapshots, op.removeScratch,
+	}
+	for _, step := range steps {
+		err = joinErrors(err, step(ctx, leftovers, &swept))
+	}
+	if err != nil {
+		return swept, &respaldo.Error{Kind: respaldo.Leftovers, What: "could not clean up everything",
+			Hint: "end what holds it, then run: respaldo cleanup --server " + op.Server, Err: err}
+	}
+	for _, e := range leftovers {
+		if e.Kind == kindTarget && repo.Incomplete(e.Attrs["path"]) {
+			swept.Incomplete = append(swept.Incomplete, e.Attrs["path"])
+		}
+		if err := op.ledger.Cleaned(e); err != nil {
+			return swept, err
+		}
+	}
+	return swept, nil
+}
+
+// resumeVolumes waits for a volume command that outlived its run, since ending it midway
+// is what leaves an origin suspended; and resumes devices that somebody else's kill left so.
+func (op *operation) resumeVolumes(ctx context.Context, entries []ledger.Entry, _ *Swept) error {
+	var failed error
+	for _, e := range entries {
+		if e.Kind != kindSnapshot {
+			continue
+		}
+		if err := waitForExit(ctx, e); err != nil {
+			return err
+		}
+		failed = joinErrors(failed, op.volumes.ResumeSuspended(ctx, volumeOf(e)))
+	}
+	return failed
+}
+
+func (op *operation) killInstances(ctx context.Context, _ []ledger.Entry, swept *Swept) error {
+	found, err := mysql.FindInstances(op.Server)
+	if err != nil {
+		return err
+	}
+	for _, instance := range found {
+		if killErr := instance.Kill(); killErr != nil {
+			err = joinErrors(err, killErr)
+			continue
+		}
+		if waitErr := waitUntil(ctx, func() bool { return !instance.Alive() }); waitErr != nil {
+			return joinErrors(err, waitErr)
+		}
+		swept.removed("instance", fmt.Sprintf("pid %d", instance.PID))
+	}
+	return err
+}
+
+func (op *operation) unmountAll(ctx context.Context, _ []ledger.Entry, swept *Swept) error {
+	mounts, err := op.volumes.MountsUnder(op.mountDir())
+	if err != nil {
+		return err
+	}
+	for i := len(mounts) - 1; i >= 0; i-- { // the last mounted may lie on an earlier one
+		if unmountErr := op.unmount(ctx, mounts[i]); unmountErr != nil {
+			err = joinErrors(err, unmountErr)
+			continue
+		}
+		swept.removed("mount", mounts[i])
+	}
+	return joinErrors(err, removeEmptyDirs(op.mountDir()))
+}
+
+// removeSnapshots removes our snapshots that were not meant to stay. One that was meant to
+// stay, but whose run died before it was complete, has no manifest: nobody can say what it
+// is, and it goes too, as long as the ledger shows that a run of ours began it.
+func (op *operation) removeSnapshots(ctx context.Context, entries []ledger.Entry, swept *Swept) error {
+	unfinished := map[string]bool{}
+	for _, e := range entries {
+		if e.Kind == kindSnapshot {
+			unfinished[e.Attrs["name"]] = true
+		}
+	}
+	snapshots, err := op.volumes.Leftovers(ctx, op.Server)
+	if err != nil {
+		return err
+	}
+	for _, snapshot := range snapshots {
+		d := snapshot.Describe()
+		complete := d.Kept && (!unfinished[d.Name] || op.hasManifest(d.Name))
+		expired := !d.Expires.IsZero() && time.Now().After(d.Expires)
+		if complete && !expired {
+			continue
+		}
+		if removeErr := op.removeKept(ctx, snapshot); removeErr != nil {
+			err = joinErrors(err, removeErr)
+			continue
+		}
+		swept.removed("snapshot", d.Name)
+	}
+	return err
+}
+
+func (op *operation) removeScratch(_ context.Context, _ []ledger.Entry, swept *Swept) error {
+	var failed error
+	for _, dir := range []string{op.workDir(), op.socketDir()} {
+		runs, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			failed = joinErrors(failed, err)
+		}
+		for _, run := range runs {
+			path := filepath.Join(dir, run.Name())
+			if err := os.RemoveAll(path); err != nil {
+				failed = joinErrors(failed, err)
+				continue
+			}
+			swept.removed("working files", path)
+		}
+	}
+	return failed
+}
+
+// waitForExit waits until the volume command noted with an entry has ended.
+func waitForExit(ctx context.Context, e ledger.Entry) error {
+	pid, _ := e.Process()
+	if err := waitUntil(ctx, func() bool { _, alive := e.Process(); return !alive }); err != nil {
+		return &respaldo.Error{Kind: respaldo.Leftovers,
+			What: fmt.Sprintf("the volume command with process ID %d is still running", pid),
+			Hint: "do not kill it: it may have the volume suspended; run respaldo cleanup again when it has ended",
+			Err:  err}
+	}
+	return nil
+}
+
+// waitUntil returns when the condition holds or the context ends.
+func waitUntil(ctx context.Context, holds func() bool) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+func removeEmptyDirs(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if removeErr := os.Remove(filepath.Join(dir, e.Name())); removeErr != nil {
+			err = joinErrors(err, removeErr)
+		}
+	}
+	return err
+}
+
+// joinErrors is errors.Join that leaves a single error as it is, so that its kind decides.
+func joinErrors(a, b error) error {
+	if a == nil {
+		return b
+	}
+	if b == nil {
+		return a
+	}
+	return errors.Join(a, b)
+}

@@ -1,0 +1,137 @@
+package backup
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/repo"
+)
+
+// VerifyRequest says which backups are verified and how.
+type VerifyRequest struct {
+	ID    string // empty: all of this server's
+	Start bool   // also restore it into a working directory and prove it there
+}
+
+// Verification is what became of one backup.
+type Verification struct {
+	Backup   respaldo.Backup `json:"backup"`
+	OK       bool            `json:"ok"`
+	Bytes    int64           `json:"bytes"` // read back
+	Files    int             `json:"files"`
+	Problems []string        `json:"problems,omitempty"`
+	Proof    *respaldo.Proof `json:"proof,omitempty"`
+}
+
+// Verify reads backups back from the repository, every byte, and starts them if asked. It
+// goes on after a bad one and fails at the end, with the results of all.
+func (s *Site) Verify(ctx context.Context, request VerifyRequest) (results []Verification, err error) {
+	op, err := s.begin(ctx, "verify")
+	if err != nil {
+		return nil, err
+	}
+	defer op.close(ctx, &err)
+	repository, err := s.Repository(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer closeRepo(ctx, repository, &err)
+
+	chosen, err := op.chosen(ctx, repository, request.ID)
+	if err != nil {
+		return nil, err
+	}
+	var failed error
+	for _, b := range chosen {
+		v, verifyErr := op.verifyOne(ctx, repository, b, request.Start)
+		if ctx.Err() != nil {
+			return results, context.Cause(ctx)
+		}
+		results = append(results, v)
+		failed = joinErrors(failed, verifyErr)
+	}
+	return results, failed
+}
+
+func (op *operation) chosen(ctx context.Context, r *repo.Repo, id string) ([]respaldo.Backup, error) {
+	if id != "" {
+		b, err := r.Find(ctx, op.Server, id)
+		return []respaldo.Backup{b}, err
+	}
+	listed, err := r.List(ctx, op.Server)
+	if err != nil {
+		return nil, err
+	}
+	if len(listed) == 0 {
+		return nil, &respaldo.Error{Kind: respaldo.NotFound, What: "there is no backup of server " + op.Server + " to verify",
+			Hint: "make one: respaldo backup --server " + op.Server}
+	}
+	var chosen []respaldo.Backup
+	for _, b := range listed {
+		whole, err := r.Find(ctx, op.Server, b.ID)
+		if err != nil {
+			return nil, err
+		}
+		chosen = append(chosen, whole)
+	}
+	return chosen, nil
+}
+
+func (op *operation) verifyOne(ctx context.Context, r *repo.Repo, b respaldo.Backup, start bool) (Verification, error) {
+	v := Verification{Backup: b}
+	read, err := r.Verify(ctx, b, op.Report.Progress)
+	v.Bytes, v.Files = read.Bytes, read.Files
+	for _, d := range read.Damaged {
+		v.Problems = append(v.Problems, fmt.Sprintf("%s: %v", d.Path, d.Err))
+	}
+	if err == nil {
+		op.Report.Step("read back", b.ID)
+		if start {
+			err = op.proveFromRepository(ctx, r, b, &v)
+		}
+	}
+	if err != nil && len(v.Problems) == 0 {
+		v.Problems = append(v.Problems, err.Error())
+	}
+	v.OK = err == nil
+	return v, err
+}
+
+// proveFromRepository restores a backup into a working directory and starts it there: the
+// only proof that includes the repository.
+func (op *operation) proveFromRepository(ctx context.Context, r *repo.Repo, b respaldo.Backup, v *Verification) error {
+	dir, err := op.scratch(ctx, op.workDir(), "restored")
+	if err != nil {
+		return err
+	}
+	if err := refuseSmall(dir, b.Bytes); err != nil {
+		return err
+	}
+	targets, err := targets(b.Manifest, RestoreRequest{To: dir + "/data"})
+	if err != nil {
+		return err
+	}
+	// Not relocated: the instance sees the files under the origin's own paths.
+	if err := r.Restore(ctx, b, targets, repo.RestoreOptions{}, op.Report.Progress); err != nil {
+		return err
+	}
+	proof, err := op.proveAt(ctx, b.Manifest, restoredDirs(b.Manifest.Layout, targets))
+	v.Proof = &proof
+	return err
+}
+
+// refuseSmall refuses to begin what cannot fit.
+func refuseSmall(dir string, need int64) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return err
+	}
+	if free := int64(fs.Bavail) * fs.Bsize; free < need {
+		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s has %s free, and the backup needs %s", dir, bytesOf(free), bytesOf(need)),
+			Hint: "make room there, or set state_dir to a larger filesystem"}
+	}
+	return nil
+}
