@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"testing"
 
+	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/run"
 	"github.com/respaldo-backup/respaldo/internal/volume"
 )
@@ -39,10 +40,13 @@ func take(t *testing.T, v volume.Volume, r volume.Request) volume.Snapshot {
 	return snap
 }
 
+// remove looks a snapshot up by name and removes it; none is fine too.
 func remove(t *testing.T, sys *volume.System, name string) {
 	t.Helper()
 	snap, err := sys.Lookup(t.Context(), name)
-	if err != nil {
+	if respaldo.KindOf(err) == respaldo.NotFound && err != nil {
+		return
+	} else if err != nil {
 		t.Fatal(err)
 	}
 	if err := snap.Remove(t.Context()); err != nil {

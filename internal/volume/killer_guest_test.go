@@ -3,7 +3,6 @@
 package volume_test
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
@@ -19,9 +18,9 @@ import (
 var dmChanges = map[uint64]string{3: "create", 4: "remove", 6: "suspend", 9: "load", 10: "clear", 14: "message"}
 
 // killAfter runs a volume command under ptrace and kills it right after the nth call by
-// which it changes a device or writes metadata, n from 1 on. It returns what that call
-// was; empty when the command ended by itself before.
-func killAfter(t *testing.T, n int, argv []string) string {
+// which it changes a device or writes metadata, n from 1 on; with n 0 it runs to its
+// end. It returns all those calls up to there.
+func killAfter(t *testing.T, n int, argv []string) (calls []string) {
 	t.Helper()
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -54,7 +53,7 @@ func killAfter(t *testing.T, n int, argv []string) string {
 		t.Fatal(err)
 	}
 	signal, returning := 0, true
-	for seen := 0; ; {
+	for {
 		if err := syscall.PtraceSyscall(pid, signal); err != nil {
 			t.Fatal(err)
 		}
@@ -63,7 +62,10 @@ func killAfter(t *testing.T, n int, argv []string) string {
 		}
 		signal = 0
 		if status.Exited() || status.Signaled() {
-			return ""
+			if n > 0 || status.ExitStatus() != 0 {
+				t.Fatalf("%v ended by itself (%v) after %q", argv, status, calls)
+			}
+			return calls
 		}
 		if status.StopSignal() != syscall.SIGTRAP|0x80 {
 			signal = int(status.StopSignal())
@@ -90,7 +92,7 @@ func killAfter(t *testing.T, n int, argv []string) string {
 		default:
 			continue
 		}
-		if seen++; seen < n {
+		if calls = append(calls, what); len(calls) != n {
 			continue
 		}
 		syscall.Kill(pid, syscall.SIGKILL)
@@ -99,7 +101,7 @@ func killAfter(t *testing.T, n int, argv []string) string {
 				t.Fatal(err)
 			}
 			if status.Exited() || status.Signaled() {
-				return fmt.Sprintf("%d: %s", n, what)
+				return calls
 			}
 		}
 	}

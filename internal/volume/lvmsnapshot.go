@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -208,6 +209,12 @@ func (s *lvmSnapshot) sweepDevices(ctx context.Context) error {
 		if _, err := s.sys.dmsetup(ctx, "remove", name); err != nil {
 			return lvmError(respaldo.Leftovers, "cannot remove device "+name, err)
 		}
+	}
+	// Without udev, nobody else takes away the link of a volume that was never taken down.
+	link := filepath.Join("/dev", s.vg, s.desc.Name)
+	if _, err := os.Readlink(link); err == nil && !exists(link) {
+		os.Remove(link)
+		os.Remove(filepath.Dir(link)) // only if empty
 	}
 	return nil
 }
