@@ -54,7 +54,7 @@ func (b binlogs) option(dataDir string) string {
 }
 
 func relativeTo(dir, path string) string {
-	if isWithin(path, dir) && path != dir {
+	if isBelow(path, dir) && path != dir {
 		return strings.TrimPrefix(path, dir+"/")
 	}
 	return path
@@ -71,6 +71,7 @@ func prepareImage(request InstanceRequest) (*image, error) {
 	for _, p := range m.Layout.Places {
 		img.adopt(p)
 	}
+	img.forget(m.Layout)
 	var ok bool
 	if img.local, ok = img.dirs[img.dataDir]; !ok {
 		return nil, refused("there is no copy of the data directory "+m.Layout.DataDir, "")
@@ -78,7 +79,7 @@ func prepareImage(request InstanceRequest) (*image, error) {
 	if len(img.argv(request)) == 0 {
 		return nil, refused("the manifest does not say which program ran the server", "")
 	}
-	if err := img.covers(m); err != nil {
+	if err := img.covers(m.Layout); err != nil {
 		return nil, err
 	}
 	if n := len(filepath.Join(request.Scratch, socketName)); n > 107 {
@@ -114,10 +115,34 @@ func (img *image) adopt(p respaldo.Place) {
 	if p.Path == "" || p.Real == "" || p.Path == p.Real {
 		return
 	}
-	if local, ok := img.dirs[p.Real]; ok && img.dirs[p.Path] == "" && !isWithin(p.Path, img.dataDir) {
+	if local, ok := img.dirs[p.Real]; ok && img.dirs[p.Path] == "" && (p.Path == img.dataDir || !isBelow(p.Path, img.dataDir)) {
 		img.dirs[p.Path] = local
 	} else if local, ok := img.dirs[p.Path]; ok && img.dirs[p.Real] == "" {
 		img.dirs[p.Real] = local
+	}
+}
+
+// forget leaves out what the instance has no use for: option files, which it does not
+// read, the folder of LOAD DATA, for which it gets one of its own, and all that the copy of
+// a folder around it shows anyway.
+func (img *image) forget(l respaldo.Layout) {
+	needed := map[string]bool{img.dataDir: true}
+	for _, p := range l.Places {
+		if p.Role != respaldo.OptionFileRole && p.Role != respaldo.SecureFileRole {
+			needed[p.Path], needed[p.Real] = true, true
+		}
+	}
+	for _, p := range l.Places {
+		for _, name := range []string{p.Path, p.Real} {
+			if !needed[name] {
+				delete(img.dirs, name)
+			}
+		}
+	}
+	for origin, local := range maps.Clone(img.dirs) {
+		if around, ok := img.find(filepath.Dir(origin)); ok && filepath.Join(around, filepath.Base(origin)) == filepath.Clean(local) {
+			delete(img.dirs, origin)
+		}
 	}
 }
 
@@ -125,7 +150,7 @@ func (img *image) adopt(p respaldo.Place) {
 func (img *image) find(origin string) (local string, ok bool) {
 	best := ""
 	for dir := range img.dirs {
-		if isWithin(origin, dir) && len(dir) > len(best) {
+		if isBelow(origin, dir) && len(dir) > len(best) {
 			best = dir
 		}
 	}
@@ -136,16 +161,13 @@ func (img *image) find(origin string) (local string, ok bool) {
 }
 
 // covers makes sure that every place in which the server keeps data is a copy. A place
-// that is not would be the live origin's, if this is its machine.
-func (img *image) covers(m respaldo.Manifest) error {
-	for _, p := range m.Layout.Places {
+// that is not would be the live origin's, if this is its machine. Binlogs are looked for
+// later, by name.
+func (img *image) covers(l respaldo.Layout) error {
+	for _, p := range l.Places {
 		switch p.Role {
 		case respaldo.DataRole, respaldo.RedoRole, respaldo.UndoRole, respaldo.DoublewriteRole, respaldo.SystemRole,
 			respaldo.AriaLogRole, respaldo.TablespaceRole, respaldo.DatabaseRole:
-		case respaldo.BinlogRole:
-			if !m.BinlogOn {
-				continue
-			}
 		default:
 			continue
 		}
@@ -181,9 +203,10 @@ func (img *image) prepareScratch(m respaldo.Manifest) error {
 		}
 		copied := filepath.Join(img.scratch, "keyring", fmt.Sprint(n))
 		if err := img.copyOwned(p.Real, copied); err != nil {
-			return fmt.Errorf("copying the keyring: %w", err)
+			return &respaldo.Error{Kind: respaldo.Refused, What: "cannot copy the origin's keyring", Hint: "encrypted data need it: bring " + p.Path + " back first", Err: err}
 		}
 		img.dirs[p.Real] = copied
+		img.adopt(p)
 	}
 	return nil
 }
@@ -369,7 +392,7 @@ func (img *image) writeIndex(root *os.Root, b binlogs) error {
 	prefix := "./"
 	if b.dir != img.dataDir {
 		prefix = b.dir + "/" // the copy's, in the instance's view
-		if isWithin(b.dir, img.dataDir) {
+		if isBelow(b.dir, img.dataDir) {
 			prefix = "./" + strings.TrimPrefix(b.dir, img.dataDir+"/") + "/"
 		}
 	}

@@ -147,7 +147,7 @@ func (o *optionList) carryDirs(img *image) error {
 			continue
 		}
 		if filepath.IsAbs(dir) {
-			if _, ok := img.find(filepath.Clean(dir)); !ok {
+			if !img.touches(filepath.Clean(dir)) {
 				return refused(fmt.Sprintf("the image has no copy of %s (%s)", dir, name), "a server without it would not be the origin")
 			}
 		}
@@ -160,7 +160,7 @@ func (o *optionList) carryDirs(img *image) error {
 	}
 	var known []string
 	for _, dir := range strings.Split(o.variables["innodb_directories"], ";") {
-		if _, ok := img.find(filepath.Clean(dir)); ok {
+		if img.touches(filepath.Clean(dir)) {
 			known = append(known, dir)
 		}
 	}
@@ -177,6 +177,20 @@ func (o *optionList) carryDirs(img *image) error {
 		}
 	}
 	return nil
+}
+
+// touches tells whether the image has the folder, or something in it: the place of MySQL's
+// redo log is a folder of its own in the one that the variable names.
+func (img *image) touches(dir string) bool {
+	if _, ok := img.find(dir); ok {
+		return true
+	}
+	for origin := range img.dirs {
+		if isBelow(origin, dir) {
+			return true
+		}
+	}
+	return false
 }
 
 func (o *optionList) carryKeys() {

@@ -38,7 +38,7 @@ func (s setup) mount() error {
 			return err
 		}
 		place := makeMountPoint
-		if slices.ContainsFunc(targets, func(t string) bool { return isWithin(b.Target, t) }) {
+		if slices.ContainsFunc(targets, func(t string) bool { return isBelow(b.Target, t) }) {
 			place = makeInImage
 		}
 		if err := place(b.Target, info.IsDir(), s.Work); err != nil {
@@ -103,6 +103,9 @@ func makeMountPoint(path string, dir bool, work string) error {
 		return fmt.Errorf("mounting a tmpfs: %w", err)
 	}
 	for _, e := range entries {
+		if e.Name() == filepath.Base(missing) {
+			continue // a link that leads nowhere
+		}
 		if err := mirror(filepath.Join(parent, e.Name()), filepath.Join(work, e.Name()), e.Type()); err != nil {
 			return err
 		}
@@ -155,7 +158,7 @@ func protectAllBut(writable []string) error {
 		return fmt.Errorf("reading the mounts: %w", err)
 	}
 	for _, m := range mounts {
-		if !holdsFiles(m) || slices.ContainsFunc(writable, func(p string) bool { return isWithin(m.Mountpoint, p) }) {
+		if !holdsFiles(m) || slices.ContainsFunc(writable, func(p string) bool { return isBelow(m.Mountpoint, p) }) {
 			continue
 		}
 		flags := uintptr(unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY)
@@ -184,9 +187,4 @@ func holdsFiles(m *mountinfo.Info) bool {
 		return true
 	}
 	return strings.HasPrefix(m.Source, "/dev/")
-}
-
-// isWithin tells whether path is dir or lies below it; both are clean.
-func isWithin(path, dir string) bool {
-	return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
 }
