@@ -109,7 +109,7 @@ type screen struct {
 }
 
 func newScreen(terminal *os.File) *screen {
-	s := &screen{output: make(chan []byte)}
+	s := &screen{output: make(chan []byte, 1000)}
 	go func() {
 		defer close(s.output)
 		for {

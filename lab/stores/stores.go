@@ -51,8 +51,8 @@ func program(ctx context.Context, name string, args ...string) (string, error) {
 		return path, nil
 	}
 	fmt.Fprintf(os.Stderr, "lab: building %s\n", name)
-	tmp, err := os.MkdirTemp(bin, "build-*")
-	if err != nil {
+	tmp := path + ".new"
+	if err := errors.Join(os.RemoveAll(tmp), os.Mkdir(tmp, 0o755)); err != nil {
 		return "", err
 	}
 	defer os.RemoveAll(tmp)

@@ -32,7 +32,7 @@ func main() {
 		s := guest.StartServer(t, guest.ServerSpec{Name: "mariadb-10.11", DataDir: "/srv/db/mysql", Port: 3306})
 		s.Exec(t, "CREATE DATABASE shop", "CREATE TABLE shop.orders (id INT AUTO_INCREMENT PRIMARY KEY, item VARCHAR(100))",
 			"INSERT INTO shop.orders (item) VALUES ('bread'), ('salt')")
-		guest.Configure(t, "/etc/respaldo", s, "/srv/backup/repository")
+		guest.Configure(t, "/etc/respaldo", s, "/srv/backup/repository", `max_lock = "5s" # the lab is slow`)
 		client, err := os.ReadFile(s.OptionFile)
 		if err != nil {
 			t.Fatal(err)
