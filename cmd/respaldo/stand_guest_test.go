@@ -44,7 +44,7 @@ func newStand(t *testing.T, kind, server string, o standOptions) *stand {
 	if kind == "btrfs" {
 		disk = 1
 	}
-	s := &stand{t: t, dir: t.TempDir()}
+	s := &stand{t: t, dir: workDir(t)}
 	s.volume = guest.NewVolume(t, guest.VolumeSpec{Kind: kind, Disk: disk, Bytes: 1 << 30})
 	s.server = guest.StartServer(t, guest.ServerSpec{Name: server, DataDir: filepath.Join(s.volume.Path, "mysql"), Args: o.args})
 	s.config = filepath.Join(s.dir, "respaldo.toml")
@@ -70,6 +70,20 @@ max_lock = "20s"
 	s.ok("init")
 	s.before = guest.Look(t)
 	return s
+}
+
+// workDir is one that the user mysql may pass through, unlike t.TempDir's.
+func workDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/srv", "stand")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func (s *stand) write(path string, mode os.FileMode, text string) {

@@ -165,12 +165,12 @@ func (op *operation) writableView(ctx context.Context, f *frozen) (volume.Snapsh
 }
 
 func snapshotAttrs(name string, v respaldo.Volume) map[string]string {
-	return map[string]string{"name": name, "volume_kind": string(v.Kind), "volume": v.Name, "device": v.Device}
+	return map[string]string{"name": name, "volume_kind": string(v.Kind), "volume": v.Name, "volume_id": v.ID}
 }
 
 // volumeOf reads back which volume a snapshot entry was about.
 func volumeOf(e ledger.Entry) respaldo.Volume {
-	return respaldo.Volume{Kind: respaldo.VolumeKind(e.Attrs["volume_kind"]), Name: e.Attrs["volume"], Device: e.Attrs["device"]}
+	return respaldo.Volume{Kind: respaldo.VolumeKind(e.Attrs["volume_kind"]), Name: e.Attrs["volume"], ID: e.Attrs["volume_id"]}
 }
 
 // noteProcess writes a process into the ledger. Failing to is no reason to stop: it runs.
