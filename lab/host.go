@@ -38,9 +38,9 @@ func CheckHost(memory int) error {
 	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
 		lack("Linux on x86_64: this is %s/%s", runtime.GOOS, runtime.GOARCH)
 	}
-	for program, pkg := range map[string]string{"apt-get": "apt", "dpkg-deb": "dpkg", "tar": "tar", "mke2fs": "e2fsprogs", "npm": "npm", "go": "golang"} {
-		if _, err := exec.LookPath(sbin(program)); err != nil {
-			lack("the program %s: apt-get install %s", program, pkg)
+	for _, p := range [][2]string{{"apt-get", "apt"}, {"dpkg-deb", "dpkg"}, {"tar", "tar"}, {"mke2fs", "e2fsprogs"}, {"npm", "npm"}, {"go", "golang"}} {
+		if _, err := exec.LookPath(sbin(p[0])); err != nil {
+			lack("the program %s: apt-get install %s", p[0], p[1])
 		}
 	}
 	dir := memoryFolder()

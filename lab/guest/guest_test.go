@@ -99,7 +99,7 @@ func TestNothingLeftSees(t *testing.T) {
 func TestFsyncSurvives(t *testing.T) {
 	power := os.Getenv("LAB_POWER")
 	if power != "back" {
-		guest.Run(t, "mkfs.ext4", "-q", "-F", guest.Disk(0))
+		guest.Run(t, "mkfs.ext4", "-q", "-F", "-E", "nodiscard", guest.Disk(0))
 	}
 	guest.Run(t, "mount", guest.Disk(0), "/mnt")
 	t.Cleanup(func() { guest.Run(t, "umount", "/mnt") })
