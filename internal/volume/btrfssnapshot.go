@@ -179,7 +179,7 @@ func (s *btrfsSnapshot) Remove(ctx context.Context) error {
 			return fail(err)
 		}
 		defer folder.Close()
-		err = retryBusy(ctx, func() (busy bool, err error) {
+		err = s.sys.retryBusy(ctx, func() (busy bool, err error) {
 			err = destroySubvolume(folder, s.desc.Name)
 			return errors.Is(err, unix.EBUSY), err
 		})

@@ -312,7 +312,8 @@ func busy(t *testing.T, sys *volume.System, origin volume.Volume) {
 	refused(t, snap.Mount(ctx, dir, false), respaldo.Leftovers, dir, "already mounted")
 	// Let go while the unmount is being tried.
 	result := make(chan error, 1)
-	go func() { result <- sys.Unmount(ctx, dir) }()
+	patient := &volume.System{BusyFor: time.Minute}
+	go func() { result <- patient.Unmount(ctx, dir) }()
 	holder.Kill()
 	holder.Wait()
 	if err := <-result; err != nil {

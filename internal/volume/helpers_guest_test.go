@@ -5,6 +5,7 @@ package volume_test
 import (
 	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/run"
@@ -14,7 +15,7 @@ import (
 // system is the machine's own, with what it does in the test's log.
 func system(t *testing.T) *volume.System {
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	return &volume.System{Run: run.Local{Log: log}, Log: log}
+	return &volume.System{Run: run.Local{Log: log}, Log: log, BusyFor: time.Second}
 }
 
 func find(t *testing.T, sys *volume.System, path string) volume.Volume {

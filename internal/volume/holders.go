@@ -22,8 +22,8 @@ type Process struct {
 
 func (p Process) String() string { return fmt.Sprintf("%s (pid %d) %s", p.Command, p.PID, p.How) }
 
-// Holders looks through /proc for whoever keeps a mount point, or the device given by
-// its node, busy. Without root it sees the caller's own processes only.
+// Holders looks through /proc for whoever keeps a mount point or another folder, or the
+// device given by its node, busy. Without root it sees the caller's own processes only.
 func (s *System) Holders(path string) ([]Process, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -35,8 +35,11 @@ func (s *System) Holders(path string) ([]Process, error) {
 		real = r
 	}
 	under := strings.TrimSuffix(real, "/") + "/"
+	mounted := true // and so can be mounted elsewhere too
 	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
 		dev, under = st.Rdev, "" // only the node itself, and mounts of it
+	} else if m, err := mountedOn(real); err != nil || m == nil {
+		mounted = false
 	}
 	touches := func(target string) bool {
 		return target == real || under != "" && strings.HasPrefix(target, under)
@@ -59,7 +62,7 @@ func (s *System) Holders(path string) ([]Process, error) {
 			continue
 		}
 		ns, err := os.Readlink(proc + "/ns/mnt")
-		if err != nil || seen[ns] {
+		if err != nil || !mounted || seen[ns] {
 			continue
 		}
 		seen[ns] = true

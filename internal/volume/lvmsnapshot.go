@@ -168,7 +168,7 @@ func (s *lvmSnapshot) Remove(ctx context.Context) error {
 		return err
 	}
 	argv := []string{"lvremove", "--yes", "--select", "lv_uuid=" + row.UUID + " && lv_tags=" + Tag, s.vg}
-	return retryBusy(ctx, func() (busy bool, err error) {
+	return s.sys.retryBusy(ctx, func() (busy bool, err error) {
 		_, err = s.sys.Run.Run(ctx, run.Cmd{Argv: s.sys.lvmArgv(argv), Uninterruptible: true, Quiet: true})
 		if err != nil && s.pool != "" && s.dropUnfinishedThin(ctx, err) {
 			_, err = s.sys.Run.Run(ctx, run.Cmd{Argv: s.sys.lvmArgv(argv), Uninterruptible: true, Quiet: true})

@@ -19,9 +19,9 @@ import (
 	"github.com/respaldo-backup/respaldo"
 )
 
-// busyFor is how long something of ours that is busy is retried: long enough for udev to
-// let go of a new device, or a cancelled reader to close its files.
-const busyFor = 5 * time.Second
+// defaultBusyFor is long enough for udev to let go of a new device, and for a cancelled
+// reader to close its files.
+const defaultBusyFor = 5 * time.Second
 
 // mountFlags: nothing in a data directory is a device or is run. How mounts propagate
 // is left as the host has it: a mount that a service's or container's namespace has
@@ -104,30 +104,35 @@ func (s *System) MountsUnder(dir string) ([]string, error) {
 // busy is tried again for some seconds, or until ctx ends; then the error says who holds
 // it. It never detaches lazily: the device would stay busy without a visible cause.
 func (s *System) Unmount(ctx context.Context, dir string) error {
-	err := retryBusy(ctx, func() (busy bool, err error) {
+	err := s.retryBusy(ctx, func() (busy bool, err error) {
 		m, err := mountedOn(dir)
 		if err != nil || m == nil {
 			return false, err
 		}
 		err = unix.Unmount(m.Mountpoint, unix.UMOUNT_NOFOLLOW)
-		switch {
-		case err == nil, errors.Is(err, unix.EINVAL): // EINVAL: somebody else was faster
-			return false, nil
-		case errors.Is(err, unix.EBUSY):
-			return true, s.busyError(dir+" cannot be unmounted", m.Mountpoint)
+		if errors.Is(err, unix.EINVAL) { // somebody else was faster
+			err = nil
 		}
-		return false, &respaldo.Error{Kind: respaldo.Leftovers, What: "cannot unmount " + dir, Err: err}
+		return errors.Is(err, unix.EBUSY), err
 	})
-	if err == nil {
+	switch {
+	case err == nil:
 		os.Remove(dir) // only if empty
+		return nil
+	case errors.Is(err, unix.EBUSY):
+		return s.busyError(dir+" cannot be unmounted", dir)
 	}
-	return err
+	return &respaldo.Error{Kind: respaldo.Leftovers, What: "cannot unmount " + dir, Err: err}
 }
 
-// retryBusy calls try until it is not busy, ctx ends, or busyFor is over; the last
-// error stands.
-func retryBusy(ctx context.Context, try func() (busy bool, err error)) error {
-	deadline := time.Now().Add(busyFor)
+// retryBusy calls try until it is not busy, ctx ends, or BusyFor is over; the last error
+// stands.
+func (s *System) retryBusy(ctx context.Context, try func() (busy bool, err error)) error {
+	patience := s.BusyFor
+	if patience <= 0 {
+		patience = defaultBusyFor
+	}
+	deadline := time.Now().Add(patience)
 	for wait := 20 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
 		busy, err := try()
 		if !busy || time.Now().After(deadline) {

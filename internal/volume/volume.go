@@ -36,6 +36,9 @@ type System struct {
 	StateDir string
 	// LVMConfig, when set, is passed to every LVM command as --config.
 	LVMConfig string
+	// BusyFor is how long an unmount or a removal of something busy is tried again; 0 is
+	// five seconds.
+	BusyFor time.Duration
 
 	sysfs string // "/sys" unless a test says otherwise
 }
