@@ -66,9 +66,9 @@ type Maintenance struct {
 }
 
 // Maintain tidies the repository while other hosts may be writing into it. For their
-// sake nothing younger than a day goes, and what was found unused goes only when another
-// run, hours later, agrees: the space of forgotten backups comes back with the second or
-// third daily run. It fails with ErrNotOwner on a host that is not in charge of it.
+// sake nothing younger than a day goes, and what one run finds unused goes only in a later
+// one, hours after it: the space of forgotten backups comes back with the second or third
+// daily run. It fails with ErrNotOwner on a host that is not in charge of it.
 func (r *Repo) Maintain(ctx context.Context, o MaintainOptions) (Maintenance, error) {
 	report := Maintenance{Owner: r.maintainer()}
 	const what = "cannot maintain the repository"
@@ -78,6 +78,9 @@ func (r *Repo) Maintain(ctx context.Context, o MaintainOptions) (Maintenance, er
 		return report, r.where.explain(what, err)
 	}
 	err = r.write(ctx, "maintain", func(ctx context.Context, w repo.DirectRepositoryWriter) error {
+		if err := w.Refresh(ctx); err != nil { // another host may have taken over
+			return err
+		}
 		params, err := maintenance.GetParams(ctx, w)
 		if err != nil {
 			return err

@@ -1,7 +1,6 @@
 package repo_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/repo"
+	"github.com/respaldo-backup/respaldo/lab/stores"
 )
 
 const password = "correct horse"
@@ -78,7 +78,13 @@ func dataDir(t *testing.T) string {
 }
 
 // listing describes everything below dir that a backup must bring back.
-func listing(t *testing.T, dir string) string {
+func listing(t *testing.T, dir string) string { return describe(t, dir, true) }
+
+// withoutDirTimes is a listing as far as the stock program restores: it gives directories
+// the time of the newest file below them.
+func withoutDirTimes(t *testing.T, dir string) string { return describe(t, dir, false) }
+
+func describe(t *testing.T, dir string, dirTimes bool) string {
 	t.Helper()
 	var out strings.Builder
 	must(t, filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
@@ -95,6 +101,7 @@ func listing(t *testing.T, dir string) string {
 		case info.Mode()&fs.ModeSymlink != 0:
 			to, _ := os.Readlink(path)
 			fmt.Fprintf(&out, " -> %s", to)
+		case e.IsDir() && !dirTimes:
 		case e.IsDir():
 			fmt.Fprintf(&out, " %s", info.ModTime().UTC().Format(time.RFC3339Nano))
 		default:
@@ -196,7 +203,41 @@ func TestSaveAndRestore(t *testing.T) {
 
 // everywhere runs a test on every kind of repository.
 func everywhere(t *testing.T, test func(t *testing.T, url string)) {
-	t.Run("folder", func(t *testing.T) { test(t, filepath.Join(t.TempDir(), "repo")) })
+	t.Run("folder", func(t *testing.T) {
+		t.Parallel()
+		test(t, filepath.Join(t.TempDir(), "repo"))
+	})
+	t.Run("sftp", func(t *testing.T) {
+		t.Parallel()
+		test(t, sshServer(t).URL("repo"))
+	})
+	t.Run("s3", func(t *testing.T) {
+		t.Parallel()
+		s := s3Server(t)
+		test(t, "s3://"+s.Bucket+"/some/prefix?region=us-east-1&endpoint="+s.Endpoint)
+	})
 }
 
-var _ = bytes.Equal
+func sshServer(t *testing.T) *stores.SSHServer {
+	t.Helper()
+	s, err := stores.StartSSH(t.Context(), t.TempDir())
+	must(t, err)
+	t.Cleanup(func() { must(t, s.Stop()) })
+	return s
+}
+
+func s3Server(t *testing.T) *stores.S3Server {
+	t.Helper()
+	s, err := stores.StartS3(t.Context(), t.TempDir())
+	must(t, err)
+	t.Cleanup(func() { must(t, s.Stop()) })
+	return s
+}
+
+// TestMain gives the S3 servers' credentials the way users give theirs.
+func TestMain(m *testing.M) {
+	os.Setenv("AWS_ACCESS_KEY_ID", stores.S3AccessKey)
+	os.Setenv("AWS_SECRET_ACCESS_KEY", stores.S3SecretKey)
+	os.Unsetenv("AWS_SESSION_TOKEN")
+	os.Exit(m.Run())
+}

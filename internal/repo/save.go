@@ -308,7 +308,9 @@ func (p *progress) finish() {
 
 func (p *progress) tell() {
 	if p.report != nil {
-		p.last = time.Now()
+		if p.done.Load() > 0 { // the first bytes are always reported: it moves
+			p.last = time.Now()
+		}
 		p.report(respaldo.Progress{Phase: p.phase, Done: p.done.Load(), Total: p.total, Files: int(p.files.Load())})
 	}
 }

@@ -129,28 +129,25 @@ func (p *part) survey() error {
 		return err
 	}
 	device := here.Sys().(*syscall.Stat_t).Dev
-	for _, name := range p.clear {
-		err := fs.WalkDir(p.root.FS(), name, func(at string, e fs.DirEntry, err error) error {
-			if err != nil {
-				return err
-			}
-			info, err := e.Info()
-			if err != nil {
-				return err
-			}
-			st := info.Sys().(*syscall.Stat_t)
-			if st.Dev != device {
-				return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s is a mount point inside of %s", filepath.Join(p.target, at), p.target),
-					Hint: "unmount it first, or restore into another directory: what is mounted there would be removed too"}
-			}
-			p.frees += st.Blocks * 512
-			return nil
-		})
+	return fs.WalkDir(p.root.FS(), ".", func(at string, e fs.DirEntry, err error) error {
+		if at == lostFound {
+			return fs.SkipDir
+		}
 		if err != nil {
 			return err
 		}
-	}
-	return nil
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		if st.Dev != device {
+			return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s is a mount point inside of %s", filepath.Join(p.target, at), p.target),
+				Hint: "unmount it first, or restore into another directory: what is mounted there would be removed too"}
+		}
+		p.frees += st.Blocks * 512
+		return nil
+	})
 }
 
 // enoughRoom refuses early what cannot fit; an hour later it would be a full disk.

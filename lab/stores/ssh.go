@@ -107,9 +107,12 @@ func (s *SSHServer) URL(folder string) string {
 	return fmt.Sprintf("sftp://%s@%s:%s%s?key=%s&known_hosts=%s", s.User, s.Host, s.Port, filepath.Join(s.Files, folder), s.Key, s.KnownHosts)
 }
 
-// Stop ends the server and the sessions that are open.
+// Stop ends the server and the sessions that are open. It may be called twice.
 func (s *SSHServer) Stop() error {
 	err := s.listener.Close()
+	if errors.Is(err, net.ErrClosed) {
+		err = nil
+	}
 	s.mu.Lock()
 	for cmd := range s.sessions {
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)

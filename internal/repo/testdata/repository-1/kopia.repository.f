@@ -1,0 +1,9 @@
+{
+  "tool": "https://github.com/kopia/kopia",
+  "buildVersion": "v0-unofficial",
+  "buildInfo": "-(unknown_revision)",
+  "uniqueID": "121CGNZY99l1KMmAYTe925NWs68G7kNxwmdKVd+4Ud4=",
+  "keyAlgo": "scrypt-65536-8-1",
+  "encryption": "AES256_GCM",
+  "encryptedBlockFormat": "CHhsmkRZM/Ei1nW8NoryzqWY6Oxz6NqnWuJmBg8OBP3fpUh1Z9RuYV+JvuqUi5wZPzMjr8N1JrWVzeeT2S7t9kUxXIANgzx7aRQyxAsesoMXJb/iGjLU+HPGSRNcuOg576YdDU9Kt4vAKUA8bpzAZS1RQ0a3TicRHH+jWkKcBsuKbOfdOTE8xVjYhv4L3wDpG4ETNPNwl7UeD98ptEsup08SGxLa0+raqrIy2LEm38pvyv4y7Ru/TyddcTmDbv5Scu+3Fm5rashbQ4MNzzRV9RJfzGIF+CWC7HNHjKnQREilqy6EgLlHFisX3STdpmqJhNRbPYRb4JNhZ45UebAFDbdGxPZgfqPZgTft1crMPYIchOSenMxZ6dv7oRSGhoTQFGlZU6Ei8QDwe4OB8SYYiGAZYcNJgVPNSzdgmIp5ZnD5c1BUDt8BtEN5tZ4z1Uiny7OO3aQVKWFwKLx63GOS1F82SPxSsKFC4OlnzX1TNJ02FEjcnghlD/PqQ3PIxSy7M8Vd5nGHFzWyhVgjZBN6x2CTHpOhKrbx8ujQj1rYM3SVasVoHFrmyF7Sn3U0WB9K1RGxIRDoU2xob+/wdnYyBcUpBY3fh6A4uXd56sdejBnx4s82sLBHnAogyfHLd0U8KYzW7gfsk+QBRHHSMIsIqwl4CA2ArQq53KkhwxqEpuJh5glNt4FopMTX4CDJkS4zpzRXwUyexsT1x4taKBtMicfSUBJ9p4DgMhXA/uzoVZh9idRZ6PkejaKliDU27W21N8Xf8xBsG4bnbIZny2TiubBDSXFsDg=="
+}
