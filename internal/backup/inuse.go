@@ -45,7 +45,14 @@ type inode struct{ dev, ino uint64 }
 // filesBelow maps the regular files below dir, none where it does not exist.
 func filesBelow(dir string) (map[inode]string, error) {
 	files := map[inode]string{}
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	dir, err := filepath.EvalSymlinks(dir)
+	if os.IsNotExist(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if os.IsNotExist(err) {
 			return nil
 		}

@@ -173,22 +173,19 @@ func (op *operation) cover(ctx context.Context, p respaldo.Place, v respaldo.Vol
 		c.From = FromLive
 		return c, nil
 	}
-	on, err := op.volumes.Find(ctx, p.Real)
-	same := err == nil && on.Describe().ID == v.ID
+	at, err := op.volumes.Locate(ctx, p.Real)
+	if err != nil {
+		return c, err
+	}
+	same, err := op.liesOn(ctx, at, v)
+	if err != nil {
+		return c, err
+	}
 	if same {
-		if c.inside, err = op.inside(ctx, p.Real, v); err != nil {
-			return c, err
+		if c.inside, err = inside(at, v); err != nil || p.Inside {
+			return c, err // the data directory is looked through once
 		}
-		nested, err := op.volumes.Nested(ctx, p.Real)
-		if err != nil {
-			return c, err
-		}
-		if len(nested) > 0 {
-			return c, &respaldo.Error{Kind: respaldo.Refused,
-				What: fmt.Sprintf("%s lies below %s, but on a filesystem or subvolume of its own, which one snapshot does not cover", strings.Join(nested, ", "), p.Path),
-				Hint: "move it onto the volume of the data directory"}
-		}
-		return c, nil
+		return c, op.refuseNested(ctx, p)
 	}
 	switch p.Role {
 	case respaldo.BinlogRole:
@@ -198,24 +195,40 @@ func (op *operation) cover(ctx context.Context, p respaldo.Place, v respaldo.Vol
 	case respaldo.KeyringRole, respaldo.SecureFileRole:
 		c.From = FromLive
 	default:
-		where := filepath.Dir(p.Path)
-		if err == nil {
-			where = on.Describe().Name
-		}
 		return c, &respaldo.Error{Kind: respaldo.Refused,
-			What: fmt.Sprintf("%s (%s) does not lie on %s like the data directory, but on %s: one snapshot cannot cover both", p.Path, p.Role, v.Name, where),
+			What: fmt.Sprintf("%s (%s) lies on %s, not on %s like the data directory: one snapshot cannot cover both", p.Path, p.Role, at.Source, v.Name),
 			Hint: "move it onto the volume of the data directory; several volumes for the data itself are not supported"}
 	}
 	return c, nil
 }
 
-// inside is where a path lies below the root of its volume's mounted snapshot: of the
-// filesystem, or of the Btrfs subvolume, whatever is bind-mounted where.
-func (op *operation) inside(ctx context.Context, path string, v respaldo.Volume) (string, error) {
-	at, err := op.volumes.Locate(ctx, path)
-	if err != nil {
-		return "", err
+// liesOn tells whether a location is on the volume. Asking LVM for every place would take
+// longer than the rest of the look; the mounted device says the same.
+func (op *operation) liesOn(ctx context.Context, at volume.Location, v respaldo.Volume) (bool, error) {
+	if v.Kind != respaldo.Btrfs {
+		return at.Device == v.Device, nil
 	}
+	if at.FSType != "btrfs" {
+		return false, nil
+	}
+	on, err := op.volumes.Find(ctx, at.Real)
+	return err == nil && on.Describe().ID == v.ID, err
+}
+
+// refuseNested refuses what would be an empty folder in the snapshot.
+func (op *operation) refuseNested(ctx context.Context, p respaldo.Place) error {
+	nested, err := op.volumes.Nested(ctx, p.Real)
+	if err != nil || len(nested) == 0 {
+		return err
+	}
+	return &respaldo.Error{Kind: respaldo.Refused,
+		What: fmt.Sprintf("%s lies below %s, but on a filesystem or subvolume of its own, which one snapshot does not cover", strings.Join(nested, ", "), p.Path),
+		Hint: "move it onto the volume of the data directory"}
+}
+
+// inside is where a location lies below the root of its volume's mounted snapshot: of the
+// filesystem, or of the Btrfs subvolume, whatever is bind-mounted where.
+func inside(at volume.Location, v respaldo.Volume) (string, error) {
 	root := "/"
 	if v.Kind == respaldo.Btrfs {
 		root = filepath.Join("/", v.Name)
