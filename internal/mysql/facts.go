@@ -47,7 +47,8 @@ type Facts struct {
 
 	Process     Process
 	OptionFiles []string // that the server read, as far as they exist; includes among them
-	// Long are the statements and LOCK TABLES that would stand in the way of a lock now.
+	// Long are the statements and LOCK TABLES that would stand in the way of the lightest
+	// lock now.
 	Long []Statement
 
 	refused []error
@@ -101,7 +102,8 @@ func (s *Server) Facts(ctx context.Context) (*Facts, error) {
 	if err := s.encryption(ctx, f); err != nil {
 		return nil, s.explain(err, "looking for encrypted tables")
 	}
-	if f.Long, err = s.blockers(ctx, s.db, respaldo.LockGlobal); err != nil {
+	mode, _ := lightestLock(f)
+	if f.Long, _, err = s.blockers(ctx, s.db, mode); err != nil {
 		return nil, s.explain(err, "looking at running statements")
 	}
 	f.remark()
@@ -183,6 +185,9 @@ func (f *Facts) Refusals() []error {
 
 // remark notes what a person should know.
 func (f *Facts) remark() {
+	if f.Process.Replaced {
+		f.Warnings = append(f.Warnings, "the server's program was replaced since it started (an upgrade?): a proof would use the new one; restart the server soon")
+	}
 	if !f.SeesAllTables {
 		f.Warnings = append(f.Warnings, "the account does not see all tables; engines were completed from the names of files")
 	}

@@ -35,7 +35,8 @@ var lostContents = map[string]string{
 // engines counts the user tables of each engine. What the account may not see is
 // completed from the names of files.
 func (s *Server) engines(ctx context.Context, f *Facts, files fileLook) error {
-	rows, err := s.db.QueryContext(ctx, `SELECT TABLE_SCHEMA, TABLE_NAME, ENGINE, IFNULL(CREATE_OPTIONS, '') FROM information_schema.TABLES
+	// No column more: others, CREATE_OPTIONS among them, make servers before MySQL 8 open every table.
+	rows, err := s.db.QueryContext(ctx, `SELECT TABLE_SCHEMA, TABLE_NAME, ENGINE FROM information_schema.TABLES
 		WHERE TABLE_TYPE IN ('BASE TABLE', 'SEQUENCE') AND TABLE_SCHEMA NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema', 'ndbinfo')`)
 	if err != nil {
 		return err
@@ -49,11 +50,10 @@ func (s *Server) engines(ctx context.Context, f *Facts, files fileLook) error {
 		}
 		return uses[key]
 	}
-	encrypted := 0
 	for rows.Next() {
-		var schema, table, options string
+		var schema, table string
 		var engine *string
-		if err := rows.Scan(&schema, &table, &engine, &options); err != nil {
+		if err := rows.Scan(&schema, &table, &engine); err != nil {
 			return err
 		}
 		if engine == nil { // a damaged definition, or an engine that is not loaded
@@ -65,15 +65,9 @@ func (s *Server) engines(ctx context.Context, f *Facts, files fileLook) error {
 		if len(u.Examples) < 3 {
 			u.Examples = append(u.Examples, schema+"."+table)
 		}
-		if o := strings.ToLower(options); strings.Contains(o, `encryption="y"`) || strings.Contains(o, `encryption='y'`) || strings.Contains(o, "`encrypted`=yes") {
-			encrypted++
-		}
 	}
 	if err := rows.Err(); err != nil {
 		return err
-	}
-	if encrypted > 0 {
-		f.EncryptedWhat = append(f.EncryptedWhat, plural(encrypted, "table"))
 	}
 	for engine, tables := range files.tables {
 		if u := use(engine); u.Tables < len(tables) {

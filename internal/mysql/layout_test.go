@@ -1,12 +1,16 @@
 package mysql
 
 import (
+	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/run"
 	"github.com/respaldo-backup/respaldo/lab/servers"
 )
 
@@ -94,40 +98,106 @@ func testLayout(t *testing.T, b *box) {
 // TestOptionFilesAndKeys has a server that reads option files and encrypts: the files and the
 // keys belong to a backup.
 func TestOptionFilesAndKeys(t *testing.T) {
-	t.Run("mariadb", func(t *testing.T) {
-		t.Parallel()
-		b := startBox(t, "mariadb-10.11", func(b *box, spec *servers.Spec) {
-			keys := b.write(t, "keys.txt", "1;"+strings.Repeat("0123456789abcdef", 4)+"\n")
-			b.mkdir(t, "conf.d")
-			b.write(t, "conf.d/crypt.cnf", "[mariadbd]\nplugin_load_add=file_key_management\nloose-file-key-management-filename="+keys+"\nskip-log-bin\n")
-			main := b.write(t, "main.cnf", "!includedir "+b.path("conf.d")+"\n[mysqld]\nskip_name_resolve\n")
-			spec.Args = []string{"--defaults-file=" + main, "--skip-log-bin"}
-		})
-		b.exec(t, "CREATE DATABASE d", "CREATE TABLE d.plain (id INT) ENGINE=InnoDB")
-		s := b.server(t)
-		f := mustFacts(t, s)
-		if f.Encrypted {
-			t.Errorf("encrypted without any encrypted table: %v", f.EncryptedWhat)
-		}
-		if got := strings.Join(f.OptionFiles, " "); got != b.path("main.cnf")+" "+b.path("conf.d/crypt.cnf") {
-			t.Errorf("option files: %s", got)
-		}
-		if f.BinlogOn || len(f.Layout.Of(respaldo.BinlogRole)) > 0 {
-			t.Errorf("binlog is said to be on")
-		}
-		at, err := s.Coordinates(t.Context())
-		if err != nil || at.String() != "none" {
-			t.Errorf("coordinates without a binlog: %s, %v", at, err)
-		}
-
-		b.exec(t, "CREATE TABLE d.secret (id INT) ENGINE=InnoDB ENCRYPTED=YES")
-		f = mustFacts(t, s)
-		if !f.Encrypted || !strings.Contains(strings.Join(f.EncryptedWhat, ", "), "1 tablespace") {
-			t.Errorf("encrypted: %t, %v", f.Encrypted, f.EncryptedWhat)
-		}
-		placed(t, f, respaldo.KeyringRole, b.path("keys.txt"))
-		if refused := f.Refusals(); len(refused) > 0 {
-			t.Errorf("refused with the keys at hand: %v", refused)
-		}
+	t.Parallel()
+	b := startBox(t, "mariadb-10.11", func(b *box, spec *servers.Spec) {
+		keys := b.write(t, "keys.txt", "1;"+strings.Repeat("0123456789abcdef", 4)+"\n")
+		b.mkdir(t, "conf.d")
+		b.write(t, "conf.d/crypt.cnf", "[mariadbd]\nplugin_load_add=file_key_management\nloose-file-key-management-filename="+keys+"\nskip-log-bin\n")
+		main := b.write(t, "main.cnf", "!includedir "+b.path("conf.d")+"\n[mysqld]\nskip_name_resolve\n")
+		spec.Args = []string{"--defaults-file=" + main, "--skip-log-bin"}
 	})
+	b.exec(t, "CREATE DATABASE d", "CREATE TABLE d.plain (id INT) ENGINE=InnoDB")
+	s := b.server(t)
+	f := mustFacts(t, s)
+	if f.Encrypted {
+		t.Errorf("encrypted without any encrypted table: %v", f.EncryptedWhat)
+	}
+	if got := strings.Join(f.OptionFiles, " "); got != b.path("main.cnf")+" "+b.path("conf.d/crypt.cnf") {
+		t.Errorf("option files: %s", got)
+	}
+	if f.BinlogOn || len(f.Layout.Of(respaldo.BinlogRole)) > 0 {
+		t.Errorf("binlog is said to be on")
+	}
+	at, err := s.Coordinates(t.Context())
+	if err != nil || at.String() != "none" {
+		t.Errorf("coordinates without a binlog: %s, %v", at, err)
+	}
+
+	b.exec(t, "CREATE TABLE d.secret (id INT) ENGINE=InnoDB ENCRYPTED=YES")
+	f = mustFacts(t, s)
+	if !f.Encrypted || !strings.Contains(strings.Join(f.EncryptedWhat, ", "), "1 tablespace") {
+		t.Errorf("encrypted: %t, %v", f.Encrypted, f.EncryptedWhat)
+	}
+	placed(t, f, respaldo.KeyringRole, b.path("keys.txt"))
+	if refused := f.Refusals(); len(refused) > 0 {
+		t.Errorf("refused with the keys at hand: %v", refused)
+	}
+}
+
+// testKeyringComponent starts a second server whose manifest, beside its program, names a
+// keyring in a file.
+func testKeyringComponent(t *testing.T, b *box) {
+	ctx := context.Background()
+	data, plugins, socket := b.path("encrypted"), b.mkdir(t, "plugins"), b.path("encrypted.sock")
+	if err := servers.Init(ctx, b.name, data); err != nil {
+		t.Fatal(err)
+	}
+	f := mustFacts(t, b.server(t))
+	argv := slices.Clone(f.Process.Binary.Argv)
+	program := &argv[len(argv)-1]
+	keyring, err := os.ReadFile(filepath.Join(f.Variables["plugin_dir"], "component_keyring_file.so"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.write(t, "plugins/component_keyring_file.so", string(keyring))
+	b.write(t, "plugins/component_keyring_file.cnf", `{"read_local_config": true}`)
+	b.write(t, "encrypted/component_keyring_file.cnf", `{"path": "`+b.path("keyring.data")+`", "read_only": false}`)
+	binary, err := os.ReadFile(*program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.mkdir(t, "sbin")
+	*program = b.write(t, "sbin/mysqld", string(binary))
+	b.write(t, "sbin/mysqld.my", `{"components": "file://component_keyring_file"}`)
+	if err := os.Chmod(*program, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	argv = append(append(argv, f.Process.Args...), "--datadir="+data, "--socket="+socket, "--pid-file="+socket+".pid", "--plugin-dir="+plugins, "--skip-networking",
+		"--innodb-log-group-home-dir=.", "--log-bin=binlog", "--binlog-encryption=ON")
+	startCommand(t, socket, run.Cmd{Argv: argv, Env: f.Process.Binary.Env, SysProcAttr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}})
+
+	s, err := Connect(ctx, Options{DefaultsFile: b.write(t, "encrypted.cnf", "[client]\nuser=root\n"), Socket: socket}, nil)
+	if err != nil {
+		t.Fatal(explained(err))
+	}
+	defer s.Close()
+	for _, statement := range []string{"CREATE DATABASE d", "CREATE TABLE d.secret (id INT PRIMARY KEY) ENCRYPTION='Y'"} {
+		if _, err := s.DB().Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f = mustFacts(t, s)
+	if !f.Encrypted || !f.BinlogEncrypted || strings.Join(f.EncryptedWhat, ", ") != "1 tablespace, binlog" {
+		t.Errorf("encrypted %t, binlog encrypted %t, %q", f.Encrypted, f.BinlogEncrypted, f.EncryptedWhat)
+	}
+	var found []string
+	for _, p := range f.Layout.Of(respaldo.KeyringRole) {
+		found = append(found, p.Path)
+	}
+	want := []string{*program + ".my", filepath.Join(plugins, "component_keyring_file.cnf"), filepath.Join(data, "component_keyring_file.cnf"), b.path("keyring.data")}
+	if !slices.Equal(found, want) {
+		t.Errorf("keyring %q, want %q", found, want)
+	}
+	if refused := f.Refusals(); len(refused) > 0 {
+		t.Errorf("refused with the keys at hand: %v", refused)
+	}
+	// Without what names the keys, a backup would be worthless.
+	if err := os.Remove(*program + ".my"); err != nil {
+		t.Fatal(err)
+	}
+	refused := mustFacts(t, s).Refusals()
+	if len(refused) != 1 {
+		t.Fatalf("refused: %v", refused)
+	}
+	mustBe(t, refused[0], respaldo.Refused, "1 tablespace, binlog", "key files were not found")
 }

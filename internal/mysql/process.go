@@ -31,6 +31,8 @@ type Process struct {
 	DataDir string   // absolute, as the server names it
 	UID     int      // effective, what its files belong to
 	GID     int
+	// Replaced tells that its program's file is not the one that it was started from.
+	Replaced bool
 
 	env map[string]string
 }
@@ -273,6 +275,7 @@ func readProcess(pid int) (Process, error) {
 		}
 	}
 	args := readArgs(filepath.Join(dir, "cmdline"))
+	p.Replaced = strings.HasSuffix(exe, deletedSuffix)
 	p.Binary.Argv, p.Args = programOf(exe, args)
 	p.UID, p.GID, err = effectiveIDs(filepath.Join(dir, "status"))
 	return p, err

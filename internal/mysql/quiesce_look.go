@@ -12,6 +12,13 @@ import (
 	respaldo "github.com/respaldo-backup/respaldo"
 )
 
+// lookStatement cuts statements at 100 characters: in full they may be larger than a
+// packet.
+const (
+	lookStatement = "SHOW PROCESSLIST"
+	lookLength    = 100
+)
+
 // A statement that has run for this many seconds is taken to go on for longer than a
 // lock may wait. Shorter ones are waited for within the budget.
 const longSeconds = 1
@@ -49,12 +56,14 @@ func (t Statement) String() string {
 // blocks FLUSH TABLES WITH READ LOCK, and nothing of that kind blocks BACKUP STAGE except
 // LOCK TABLES and writes to non-transactional tables, which it waits for without
 // stalling others.
-func (s *Server) blockers(ctx context.Context, q queryer, mode respaldo.LockMode) ([]Statement, error) {
-	list, err := queryRows(ctx, q, "SHOW FULL PROCESSLIST")
+//
+// unsure tells that somebody may hold LOCK TABLES, but the tables in use may as well be
+// those of the statements that run just now: look again.
+func (s *Server) blockers(ctx context.Context, q queryer, mode respaldo.LockMode) (found []Statement, unsure bool, err error) {
+	list, err := queryRows(ctx, q, lookStatement)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	var found []Statement
 	active := 0
 	for _, p := range list {
 		if !isUserStatement(p) || isNap(p) {
@@ -67,13 +76,13 @@ func (s *Server) blockers(ctx context.Context, q queryer, mode respaldo.LockMode
 		}
 		found = append(found, statementOf(p, seconds))
 	}
-	locked, err := s.lockTables(ctx, q, active)
+	locked, unsure, err := s.lockTables(ctx, q, active)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	found = append(found, locked...)
 	sort.SliceStable(found, func(i, j int) bool { return found[i].Seconds > found[j].Seconds })
-	return found, nil
+	return found, unsure, nil
 }
 
 // isUserStatement leaves out sleepers, replication, the event scheduler and ourselves.
@@ -84,7 +93,7 @@ func isUserStatement(p row) bool {
 		return false
 	}
 	info := p["info"]
-	return info != "" && p["user"] != "event_scheduler" && !strings.EqualFold(info, "SHOW FULL PROCESSLIST")
+	return info != "" && p["user"] != "event_scheduler" && info != lookStatement
 }
 
 var (
@@ -96,7 +105,7 @@ var (
 
 // isNap tells SELECT SLEEP() and DO GET_LOCK() from others: they hold no table.
 func isNap(p row) bool {
-	return (p["state"] == "User sleep" || p["state"] == "User lock") && holdsNoTable.MatchString(p["info"]) && !fromTable.MatchString(p["info"])
+	return (p["state"] == "User sleep" || p["state"] == "User lock") && len(p["info"]) < lookLength && holdsNoTable.MatchString(p["info"]) && !fromTable.MatchString(p["info"])
 }
 
 func (s *Server) standsInTheWay(p row, mode respaldo.LockMode) bool {
@@ -118,7 +127,7 @@ func statementOf(p row, seconds int) Statement {
 // lockTables finds sessions that hold LOCK TABLES. MySQL 8 tells who they are; elsewhere
 // only the tables in use are to be seen (by an account that may see them), and that is
 // conclusive only while no statement runs.
-func (s *Server) lockTables(ctx context.Context, q queryer, active int) ([]Statement, error) {
+func (s *Server) lockTables(ctx context.Context, q queryer, active int) (found []Statement, unsure bool, err error) {
 	if s.version.AtLeast(respaldo.MySQL, 8, 0, 0) {
 		held, err := queryRows(ctx, q, `SELECT t.PROCESSLIST_ID AS id, t.PROCESSLIST_USER AS user, t.PROCESSLIST_HOST AS host, t.PROCESSLIST_TIME AS time,
 				GROUP_CONCAT(DISTINCT CONCAT(m.OBJECT_SCHEMA, '.', m.OBJECT_NAME) ORDER BY 1 SEPARATOR ', ') AS tables
@@ -126,26 +135,22 @@ func (s *Server) lockTables(ctx context.Context, q queryer, active int) ([]State
 			WHERE m.LOCK_STATUS = 'GRANTED' AND m.OBJECT_TYPE = 'TABLE' AND m.LOCK_TYPE IN ('SHARED_NO_READ_WRITE', 'SHARED_READ_ONLY') AND t.PROCESSLIST_COMMAND = 'Sleep'
 			GROUP BY t.PROCESSLIST_ID, t.PROCESSLIST_USER, t.PROCESSLIST_HOST, t.PROCESSLIST_TIME`)
 		if errorNumber(err) == errTableAccessDenied {
-			return nil, nil // the budget bounds what we could not foresee
+			return nil, false, nil // the budget bounds what we could not foresee
 		}
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
-		var found []Statement
 		for _, h := range held {
 			t := statementOf(h, 0)
 			t.Seconds, _ = strconv.Atoi(h["time"])
 			t.LockTables, t.Text = true, "LOCK TABLES on "+h["tables"]
 			found = append(found, t)
 		}
-		return found, nil
-	}
-	if active > 0 {
-		return nil, nil
+		return found, false, nil
 	}
 	open, err := queryRows(ctx, q, "SHOW OPEN TABLES WHERE In_use > 0")
-	if err != nil || len(open) == 0 {
-		return nil, err
+	if err != nil {
+		return nil, false, err
 	}
 	var tables []string
 	for _, o := range open {
@@ -153,10 +158,10 @@ func (s *Server) lockTables(ctx context.Context, q queryer, active int) ([]State
 			tables = append(tables, o["database"]+"."+o["table"])
 		}
 	}
-	if len(tables) == 0 {
-		return nil, nil
+	if len(tables) == 0 || active > 0 {
+		return nil, len(tables) > 0, nil
 	}
-	return []Statement{{LockTables: true, Text: "some connection holds LOCK TABLES on " + strings.Join(tables, ", ")}}, nil
+	return []Statement{{LockTables: true, Text: "some connection holds LOCK TABLES on " + strings.Join(tables, ", ")}}, false, nil
 }
 
 var (
@@ -170,27 +175,31 @@ func withoutLiterals(text string) string {
 	text = stringLiteral.ReplaceAllString(text, "?")
 	text = numberLiteral.ReplaceAllString(text, "?")
 	text = spaces.ReplaceAllString(strings.TrimSpace(text), " ")
-	if r := []rune(text); len(r) > 100 {
-		text = string(r[:100]) + "…"
-	}
-	return text
+	return strings.ToValidUTF8(text, "") // the server cuts characters, too
 }
+
+// unsureLooks is how often to look again when LOCK TABLES cannot be told from running
+// statements: on a busy server it never can.
+const unsureLooks = 3
 
 // waitForCalm looks until nothing stands in the way of the lock, with a back-off, for as
 // long as patience. Nobody waits for us meanwhile.
 func (l *lock) waitForCalm(ctx context.Context, patience time.Duration) error {
 	deadline := time.Now().Add(patience)
 	pause := 20 * time.Millisecond
-	for {
-		found, err := l.s.blockers(ctx, l.killer, l.mode)
+	for looks := 1; ; looks++ {
+		found, unsure, err := l.s.blockers(ctx, l.killer, l.mode)
 		if err != nil {
 			return l.s.explain(err, "looking at running statements")
 		}
-		if len(found) == 0 {
+		if len(found) == 0 && (!unsure || looks >= unsureLooks) {
 			return nil
 		}
 		left := time.Until(deadline)
 		if left <= 0 {
+			if len(found) == 0 {
+				return nil
+			}
 			return blockedError(found, patience)
 		}
 		timer := time.NewTimer(min(pause, left))

@@ -279,7 +279,7 @@ func testLongSelect(t *testing.T, b *box, s *Server, req QuiesceRequest) {
 		<-done
 	}()
 	waitFor(t, "the report to run for long", func() bool {
-		found, err := s.blockers(context.Background(), s.db, respaldo.LockGlobal)
+		found, _, err := s.blockers(context.Background(), s.db, respaldo.LockGlobal)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -365,7 +365,7 @@ func testDDL(t *testing.T, b *box, s *Server, req QuiesceRequest) {
 		done <- err
 	}()
 	waitFor(t, "the DDL to run for long", func() bool {
-		found, err := s.blockers(ctx, s.db, req.Mode)
+		found, _, err := s.blockers(ctx, s.db, req.Mode)
 		if err != nil {
 			t.Fatal(err)
 		}
