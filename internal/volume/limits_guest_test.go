@@ -85,9 +85,16 @@ func TestThickFills(t *testing.T) {
 	if f := look(); f.Data > 0.5 || !f.Valid { // 24 of 64 or 68
 		t.Errorf("after it should have grown: %+v", f)
 	}
-	overwrite(t, ballast, 68<<20)
+	overwrite(t, ballast, 46<<20) // grows by what the group still has
+	if f := look(); f.Data < 0.6 || !f.Valid {
+		t.Errorf("after 46 MiB: %+v", f)
+	}
+	if f := look(); f.Data > 0.7 || !f.Valid {
+		t.Errorf("after it should have grown once more: %+v", f)
+	}
+	overwrite(t, ballast, 66<<20)
 	if f := look(); f.Data < 0.9 || !f.Valid {
-		t.Errorf("after 68 MiB of 72: %+v", f)
+		t.Errorf("after 66 MiB of 72: %+v", f)
 	}
 	select {
 	case <-ctx.Done():
@@ -228,7 +235,8 @@ func TestThinPoolFills(t *testing.T) {
 	}
 
 	// Now the pool is rather full of the origin's own data: nothing is begun.
-	overwrite(t, filepath.Join(v.Path, "more"), 32*MiB)
+	guest.Run(t, "lvcreate", "-qq", "-y", "-Wn", "-V", "64m", "--thinpool", "pool", "-n", "other", v.Group)
+	overwrite(t, "/dev/"+v.Group+"/other", 48*MiB)
 	_, err = origin.Prepare(t.Context(), volume.Request{Server: "pool"})
 	refused(t, err, respaldo.Refused, v.Pool)
 	if !errors.Is(err, volume.ErrNoRoom) {

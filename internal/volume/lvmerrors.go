@@ -19,6 +19,7 @@ var lvmTroubles = []struct {
 }{
 	{says: "already exists in volume group", kind: respaldo.Refused, hint: "choose another snapshot name, or see what has this one: respaldo snapshot list"},
 	{says: "insufficient free space", hint: "free space in the volume group (lvs, vgs), or add a disk with vgextend", room: true},
+	{says: "Insufficient free space", hint: "free space in the volume group (lvs, vgs), or add a disk with vgextend", room: true},
 	{says: "Insufficient suitable", hint: "free space in the volume group (lvs, vgs), or add a disk with vgextend", room: true},
 	{says: "has insufficient free", hint: "free space in the volume group (lvs, vgs), or add a disk with vgextend", room: true},
 	{says: "is above threshold", hint: "extend the thin pool with lvextend, or remove what fills it", room: true},

@@ -53,7 +53,8 @@ func (s *lvmSnapshot) Mount(ctx context.Context, dir string, writable bool) erro
 	}
 	fsType, _, err := probe(s.desc.Path)
 	if err != nil {
-		return &respaldo.Error{Kind: respaldo.SnapshotLost, What: "cannot read snapshot " + s.name(), Err: err}
+		return &respaldo.Error{Kind: respaldo.SnapshotLost, What: "cannot read snapshot " + s.name(), Err: err,
+			Hint: "has it overflowed? lvs shows an I in its attributes then, and its data at 100%"}
 	}
 	options := ""
 	if fsType == "xfs" {
@@ -210,11 +211,10 @@ func (s *lvmSnapshot) sweepDevices(ctx context.Context) error {
 			return lvmError(respaldo.Leftovers, "cannot remove device "+name, err)
 		}
 	}
-	// Without udev, nobody else takes away the link of a volume that was never taken down.
-	link := filepath.Join("/dev", s.vg, s.desc.Name)
-	if _, err := os.Readlink(link); err == nil && !exists(link) {
-		os.Remove(link)
-		os.Remove(filepath.Dir(link)) // only if empty
+	// Without udev, nobody else takes away the names that a killed command did not.
+	folder := filepath.Join("/dev", s.vg)
+	for _, stale := range []string{filepath.Join(folder, s.desc.Name), s.desc.Path, s.desc.Path + "-cow", folder} {
+		os.Remove(stale) // the folder only if empty
 	}
 	return nil
 }

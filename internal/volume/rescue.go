@@ -118,7 +118,7 @@ type rescue struct {
 	vg, lv  string
 	origin  string // UUID without dashes
 	devices []dmDevice
-	touched bool
+	cleared bool // a table that may have been the newer one
 }
 
 func (r *rescue) run(ctx context.Context) error {
@@ -181,9 +181,10 @@ func (r *rescue) run(ctx context.Context) error {
 	if err := r.clear(ctx, garbage); err != nil {
 		return err
 	}
-	if !r.touched {
+	if !r.cleared {
 		return nil
 	}
+	// Only now, with nothing suspended or half loaded: earlier, it swaps in whatever waits.
 	_, err = r.sys.Run.Run(ctx, run.Cmd{Argv: r.sys.lvmArgv([]string{"lvchange", "--refresh", r.vg + "/" + r.lv}), Uninterruptible: true})
 	return err
 }
@@ -215,9 +216,9 @@ func (r *rescue) settle(ctx context.Context, d dmDevice, want string, garbage bo
 			if _, err := r.sys.dmsetup(ctx, "clear", d.name); err != nil {
 				return err
 			}
+			r.cleared = true
 		}
 	}
-	r.touched = true
 	r.sys.log().Warn("resuming a device that a killed LVM command left", "device", d.name)
 	_, err := r.sys.dmsetup(ctx, "resume", d.name)
 	return err
@@ -232,7 +233,6 @@ func (r *rescue) clear(ctx context.Context, garbage []dmDevice) error {
 			if _, err := r.sys.dmsetup(ctx, "remove", d.name); err != nil {
 				left, failed = append(left, d), errors.Join(failed, err)
 			} else {
-				r.touched = true
 				r.sys.log().Warn("removed a device that a killed LVM command left", "device", d.name)
 			}
 		}
