@@ -110,11 +110,13 @@ func (l *Load) Begun() Progress {
 	return append(Progress(nil), l.begun...)
 }
 
-// LongestWait is the longest that one transaction took so far.
+// LongestWait is the longest that one transaction took that ended since the last call.
 func (l *Load) LongestWait() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.longWait
+	longest := l.longWait
+	l.longWait = 0
+	return longest
 }
 
 // Moves waits until every writer has had a commit acknowledged since the call: writes flow.

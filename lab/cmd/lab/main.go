@@ -50,8 +50,7 @@ func run(ctx context.Context, args []string) (int, error) {
 		spec := lab.Spec{Name: "lab", Respaldo: true, Terminal: true, Memory: 1536, Disks: disks, Deadline: 24 * time.Hour}
 		return program(ctx, spec, "./lab/cmd/labshell")
 	case "demo":
-		spec := lab.Spec{Name: "demo", Respaldo: true, Memory: 1536, Disks: disks, Deadline: 5 * time.Minute}
-		return program(ctx, spec, "./lab/cmd/demo", args[1:]...)
+		return demo(ctx, disks)
 	}
 	return 2, errors.New("usage: lab prepare | shell | demo")
 }
