@@ -354,8 +354,27 @@ func foreign(t *testing.T, sys *volume.System, origin volume.Volume, v *guest.Vo
 	remove(t, sys, "respaldo-theirs")
 }
 
-// cancelled: a snapshot that is prepared and not taken leaves nothing, nor does it exist.
+// cancelled: a snapshot that is prepared and not taken leaves nothing, nor does it exist;
+// and one whose name another run took meanwhile leaves that one alone.
 func cancelled(t *testing.T, origin volume.Volume) {
+	if origin.Describe().Kind != respaldo.Btrfs { // which takes the name when it is prepared
+		late, err := origin.Prepare(t.Context(), volume.Request{Name: "race", Server: "cancelled", Run: "late", Bytes: 32 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := take(t, origin, volume.Request{Name: "race", Server: "cancelled", Run: "first", Bytes: 32 << 20})
+		_, err = late.Take(t.Context())
+		refused(t, err, respaldo.Refused, "already exists")
+		if err := late.Cancel(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if f, err := first.Fill(t.Context()); err != nil || !f.Valid {
+			t.Errorf("cancelling one run's snapshot hurt another's: %+v, %v", f, err)
+		}
+		if err := first.Remove(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
 	p, err := origin.Prepare(t.Context(), volume.Request{Name: "never", Server: "cancelled", Bytes: 32 << 20})
 	if err != nil {
 		t.Fatal(err)

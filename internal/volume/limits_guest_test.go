@@ -133,7 +133,40 @@ func TestThickFills(t *testing.T) {
 	_, err = origin.Prepare(t.Context(), volume.Request{Server: "none"})
 	refused(t, err, respaldo.Refused, v.Group, "0 B free")
 	guest.Run(t, "lvremove", "-qq", "-y", v.Group+"/filler")
+
+	// With room for all of the origin there is nothing to extend.
+	whole := take(t, origin, volume.Request{Server: "whole", Bytes: 1 << 30})
+	refused(t, whole.Extend(t.Context()), respaldo.SnapshotLost, "as large as it can ever need")
+	if err := whole.Remove(t.Context()); err != nil {
+		t.Error(err)
+	}
 	before.NothingLeft(t)
+}
+
+// TestOverflowedWhileMounted: a dead snapshot can be taken down all the same.
+func TestOverflowedWhileMounted(t *testing.T) {
+	for _, kind := range []string{"thick-ext4", "thick-xfs"} {
+		t.Run(kind, func(t *testing.T) {
+			v := guest.NewVolume(t, guest.VolumeSpec{Kind: kind, Bytes: 320 << 20})
+			ballast := filepath.Join(v.Path, "ballast")
+			overwrite(t, ballast, 48<<20)
+			before := guest.Look(t)
+			snap := take(t, find(t, system(t), v.Path), volume.Request{Server: "dead", Bytes: 8 << 20})
+			dir := filepath.Join(t.TempDir(), "image")
+			mount(t, snap, dir, true)
+			write(t, filepath.Join(dir, "dirty"), []byte("x"))
+			_, stop := volume.Watch(t.Context(), snap, volume.WatchOptions{Tick: make(chan time.Time)})
+			overwrite(t, ballast, 48<<20)
+			os.WriteFile(filepath.Join(dir, "more"), make([]byte, 1<<20), 0o600) // whose error does not matter
+			os.ReadFile(filepath.Join(dir, "ballast"))
+			refused(t, stop(), respaldo.SnapshotLost, "overflowed")
+			unmount(t, snap, dir)
+			if err := snap.Remove(t.Context()); err != nil {
+				t.Error(err)
+			}
+			before.NothingLeft(t)
+		})
+	}
 }
 
 // pacedWriter overwrites a file from its start again and again, and appends to another,

@@ -277,9 +277,18 @@ func createArgv(d respaldo.Snapshot, bytes int64, origin string) []string {
 	return append(argv, origin)
 }
 
+// Cancel leaves alone what another run has made under the same name meanwhile.
 func (p *lvmPending) Cancel(ctx context.Context) error {
 	if p.taken {
 		return nil
 	}
-	return (&lvmSnapshot{sys: p.volume.sys, desc: p.desc, vg: p.volume.vg, pool: p.volume.pool}).Remove(ctx)
+	snap := &lvmSnapshot{sys: p.volume.sys, desc: p.desc, vg: p.volume.vg, pool: p.volume.pool}
+	row, ok, err := snap.row(ctx)
+	if err != nil {
+		return err
+	}
+	if d, ours := decodeTags(row.tags()); ok && (!ours || d.Server != p.desc.Server || d.Run != p.desc.Run) {
+		return nil
+	}
+	return snap.Remove(ctx)
 }

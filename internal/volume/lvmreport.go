@@ -25,6 +25,7 @@ type lvRow struct {
 	Layout     string `json:"lv_layout"`
 	Role       string `json:"lv_role"`
 	Origin     string `json:"origin"`
+	OriginSize string `json:"origin_size"` // thick snapshots only
 	Pool       string `json:"pool_lv"`
 	Data       string `json:"data_percent"`
 	Metadata   string `json:"metadata_percent"`
@@ -33,7 +34,7 @@ type lvRow struct {
 	DMPath     string `json:"lv_dm_path"`
 }
 
-const lvFields = "vg_name,vg_attr,vg_free,vg_extent_size,lv_name,lv_uuid,lv_attr,lv_size,lv_layout,lv_role,origin,pool_lv," +
+const lvFields = "vg_name,vg_attr,vg_free,vg_extent_size,lv_name,lv_uuid,lv_attr,lv_size,lv_layout,lv_role,origin,origin_size,pool_lv," +
 	"data_percent,metadata_percent,lv_tags,lv_snapshot_invalid,lv_dm_path"
 
 // lvs lists the volumes that the arguments name: groups, volumes or @tags. A group or

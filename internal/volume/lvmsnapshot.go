@@ -125,6 +125,9 @@ func ratio(s string) (float64, bool) {
 	return u / t, true
 }
 
+// errWhole is why a snapshot is not extended that has room for every block of its origin.
+var errWhole = errors.New("it cannot overflow")
+
 func (s *lvmSnapshot) Extend(ctx context.Context) error {
 	noRoom := func(why string) error {
 		return &respaldo.Error{Kind: respaldo.SnapshotLost, What: "snapshot " + s.name() + " cannot grow: " + why, Err: ErrNoRoom,
@@ -140,7 +143,12 @@ func (s *lvmSnapshot) Extend(ctx context.Context) error {
 	if _, ours := decodeTags(row.tags()); !ok || !ours {
 		return &respaldo.Error{Kind: respaldo.SnapshotLost, What: "snapshot " + s.name() + " is gone, or not respaldo's any more"}
 	}
-	step := min(roundUp(max(row.size()/2, cowMinimum), row.extent()), row.free()/row.extent()*row.extent())
+	enough := cowMax(bytesOf(row.OriginSize), row.extent())
+	if row.size() >= enough {
+		return &respaldo.Error{Kind: respaldo.SnapshotLost, What: "snapshot " + s.name() + " is as large as it can ever need", Err: errWhole,
+			Hint: "there is nothing to do"}
+	}
+	step := min(roundUp(max(row.size()/2, cowMinimum), row.extent()), row.free()/row.extent()*row.extent(), enough-row.size())
 	if step <= 0 {
 		return noRoom("volume group " + s.vg + " has no free space left")
 	}

@@ -69,11 +69,19 @@ func mountDevice(device, dir, fsType, options string, writable bool) error {
 
 // mountedOn is the topmost mount at exactly this directory, or nil.
 func mountedOn(dir string) (*mountinfo.Info, error) {
-	real, err := filepath.EvalSymlinks(dir)
+	// The folder itself is not asked for more than whether it is a link: what is mounted
+	// there may be dead (XFS on an overflowed snapshot answers EIO to everything).
+	parent, err := filepath.EvalSymlinks(filepath.Dir(filepath.Clean(dir)))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
 		return nil, err
+	}
+	real := filepath.Join(parent, filepath.Base(dir))
+	if fi, err := os.Lstat(real); err == nil && fi.Mode()&os.ModeSymlink != 0 {
+		if real, err = filepath.EvalSymlinks(real); err != nil {
+			return nil, nil // a link to nowhere
+		}
 	}
 	found, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(real))
 	if err != nil || len(found) == 0 {

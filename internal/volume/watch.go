@@ -101,10 +101,14 @@ func (w *watch) loop(ctx context.Context, o WatchOptions) {
 			current := sample{now, fill}
 			verdict, why := w.limits.judge(before, current, refusedAt)
 			if verdict == extend {
-				if err := w.snap.Extend(ctx); err == nil {
+				switch err := w.snap.Extend(ctx); {
+				case err == nil:
 					refusedAt, current = 0, sample{} // the scale has changed
-				} else if refusedAt = fill.Data; errors.Is(err, ErrNoRoom) {
-					verdict, why = w.limits.judge(before, sample{now, fill}, refusedAt)
+				case errors.Is(err, errWhole):
+					w.limits.extendAt, w.limits.giveUpAt = never, never
+				default: // judged again as one that cannot grow
+					refusedAt = fill.Data
+					verdict, why = w.limits.judge(before, current, refusedAt)
 				}
 			}
 			if verdict == abandon {
@@ -199,6 +203,9 @@ func limitsFor(kind respaldo.VolumeKind, o WatchOptions) limits {
 	set(&l.giveUpMetadataAt, o.GiveUpMetadataAt)
 	return l
 }
+
+// never is more than full.
+const never = 1e9
 
 type sample struct {
 	at   time.Time

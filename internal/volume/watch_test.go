@@ -57,6 +57,7 @@ type scripted struct {
 	err      error
 	room     int
 	extended int
+	whole    bool
 }
 
 func (s *scripted) Describe() respaldo.Snapshot {
@@ -72,6 +73,9 @@ func (s *scripted) Fill(context.Context) (respaldo.Fill, error) {
 func (s *scripted) Extend(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.whole {
+		return &respaldo.Error{Kind: respaldo.SnapshotLost, What: "whole", Err: errWhole}
+	}
 	if s.room == 0 {
 		return &respaldo.Error{Kind: respaldo.SnapshotLost, What: "full", Err: ErrNoRoom}
 	}
@@ -119,6 +123,20 @@ func TestWatchExtendsAndThenGivesUp(t *testing.T) {
 		if respaldo.KindOf(err) != respaldo.SnapshotLost || len(respaldo.HintsOf(err)) == 0 || context.Cause(ctx) != err {
 			t.Errorf("stop says %v, the context %v", err, context.Cause(ctx))
 		}
+	}
+}
+
+// A snapshot with room for the whole origin may be as full as it likes.
+func TestWatchLeavesAWholeSnapshotAlone(t *testing.T) {
+	s := &scripted{kind: respaldo.LVMThick, fill: respaldo.Fill{Data: 0.5, Valid: true}, whole: true}
+	ctx, look, stop := watchScript(t, s)
+	for _, fill := range []float64{0.75, 0.91, 0.99, 1} {
+		s.set(fill, true, nil)
+		look()
+		look()
+	}
+	if err := stop(); err != nil || !errors.Is(context.Cause(ctx), context.Canceled) {
+		t.Errorf("given up: %v, %v", err, context.Cause(ctx))
 	}
 }
 
