@@ -2,6 +2,7 @@ package mysql
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -97,6 +98,28 @@ func testPrivileges(t *testing.T, b *box) {
 	if f := mustFacts(t, b.serverAs(t, "respaldo", "pw")); !f.SeesAllTables || engine(f, "InnoDB").Tables < 2 {
 		t.Errorf("with %s it does not see all tables: %+v", SelectGrant(), f.Engines)
 	}
+}
+
+// testGroupReplication makes the server a group of one: it is named and refused while it is.
+func testGroupReplication(t *testing.T, b *box) {
+	b.exec(t, "INSTALL PLUGIN group_replication SONAME 'group_replication.so'",
+		"SET GLOBAL group_replication_group_name = 'aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa'")
+	s := b.server(t)
+	if f := mustFacts(t, s); f.Cluster != "" || len(f.Refusals()) > 0 {
+		t.Errorf("configured only: cluster %q, refused %v", f.Cluster, f.Refusals())
+	}
+	b.exec(t, fmt.Sprintf("SET GLOBAL group_replication_local_address = '127.0.0.1:%d'", freePort(t)),
+		"SET GLOBAL group_replication_bootstrap_group = ON", "START GROUP_REPLICATION")
+	f := mustFacts(t, s)
+	if f.Cluster != "Group Replication" || f.Replica {
+		t.Errorf("cluster %q, upstream %v", f.Cluster, f.Upstream)
+	}
+	refused := f.Refusals()
+	if len(refused) != 1 {
+		t.Fatalf("refused: %v", refused)
+	}
+	mustBe(t, refused[0], respaldo.Refused, "Group Replication", "replica")
+	b.exec(t, "STOP GROUP_REPLICATION")
 }
 
 func TestChooseLock(t *testing.T) {

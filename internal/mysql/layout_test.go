@@ -134,15 +134,29 @@ func TestOptionFilesAndKeys(t *testing.T) {
 	}
 }
 
+// TestMySQLOnly is what MariaDB has not.
+func TestMySQLOnly(t *testing.T) {
+	t.Parallel()
+	b := startBox(t, "mysql-9.7", nil)
+	f := mustFacts(t, b.server(t))
+	t.Run("keyring component", func(t *testing.T) {
+		t.Parallel()
+		testKeyringComponent(t, b, f)
+	})
+	t.Run("group replication", func(t *testing.T) {
+		t.Parallel()
+		testGroupReplication(t, b)
+	})
+}
+
 // testKeyringComponent starts a second server whose manifest, beside its program, names a
 // keyring in a file.
-func testKeyringComponent(t *testing.T, b *box) {
+func testKeyringComponent(t *testing.T, b *box, f *Facts) {
 	ctx := context.Background()
 	data, plugins, socket := b.path("encrypted"), b.mkdir(t, "plugins"), b.path("encrypted.sock")
 	if err := servers.Init(ctx, b.name, data); err != nil {
 		t.Fatal(err)
 	}
-	f := mustFacts(t, b.server(t))
 	argv := slices.Clone(f.Process.Binary.Argv)
 	program := &argv[len(argv)-1]
 	keyring, err := os.ReadFile(filepath.Join(f.Variables["plugin_dir"], "component_keyring_file.so"))
@@ -152,18 +166,21 @@ func testKeyringComponent(t *testing.T, b *box) {
 	b.write(t, "plugins/component_keyring_file.so", string(keyring))
 	b.write(t, "plugins/component_keyring_file.cnf", `{"read_local_config": true}`)
 	b.write(t, "encrypted/component_keyring_file.cnf", `{"path": "`+b.path("keyring.data")+`", "read_only": false}`)
-	binary, err := os.ReadFile(*program)
-	if err != nil {
-		t.Fatal(err)
-	}
 	b.mkdir(t, "sbin")
-	*program = b.write(t, "sbin/mysqld", string(binary))
-	b.write(t, "sbin/mysqld.my", `{"components": "file://component_keyring_file"}`)
-	if err := os.Chmod(*program, 0o700); err != nil {
-		t.Fatal(err)
+	if err := os.Link(*program, b.path("sbin/mysqld")); err != nil { // another filesystem
+		binary, err := os.ReadFile(*program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.write(t, "sbin/mysqld", string(binary))
+		if err := os.Chmod(b.path("sbin/mysqld"), 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
+	*program = b.path("sbin/mysqld")
+	b.write(t, "sbin/mysqld.my", `{"components": "file://component_keyring_file"}`)
 	argv = append(append(argv, f.Process.Args...), "--datadir="+data, "--socket="+socket, "--pid-file="+socket+".pid", "--plugin-dir="+plugins, "--skip-networking",
-		"--innodb-log-group-home-dir=.", "--log-bin=binlog", "--binlog-encryption=ON")
+		"--binlog-encryption=ON")
 	startCommand(t, socket, run.Cmd{Argv: argv, Env: f.Process.Binary.Env, SysProcAttr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}})
 
 	s, err := Connect(ctx, Options{DefaultsFile: b.write(t, "encrypted.cnf", "[client]\nuser=root\n"), Socket: socket}, nil)

@@ -49,6 +49,9 @@ func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx co
 	if err := l.waitForCalm(ctx, patience); err != nil {
 		return q, err
 	}
+	if err := l.settings(ctx); err != nil {
+		return q, s.explain(err, "preparing the lock")
+	}
 	err = l.hold(ctx, &q, fn)
 	s.log.Debug("quiesced", "mode", q.Mode, "waited", q.WaitedSeconds, "held", q.HeldSeconds, "coordinates", q.Coordinates.String(), "error", err)
 	return q, err
@@ -133,21 +136,20 @@ func (s *Server) prepareLock(ctx context.Context, req QuiesceRequest) (l *lock, 
 	if l.take, l.give, err = s.lockStatements(ctx, l.killer, req.Mode); err != nil {
 		return l, err
 	}
-	if err = l.conn.QueryRowContext(ctx, "SELECT CONNECTION_ID()").Scan(&l.id); err != nil {
-		return l, err
-	}
-	return l, l.settings(ctx)
+	err = l.conn.QueryRowContext(ctx, "SELECT CONNECTION_ID()").Scan(&l.id)
+	return l, err
 }
 
-// settings make the session fit to wait and to be idle, whatever the global defaults are;
-// they end with the connection. lock_wait_timeout, in whole seconds, is what remains to
-// bound the wait should we die: the server must not wait on for a day (its default is a
-// year on MySQL).
+// settings have the server itself keep the budget, to whole seconds, should we be
+// stopped, frozen or cut off with the watchdog: it gives up waiting (its default on MySQL
+// is a year), and it ends a session that has been idle for longer. Once, 5.6 let a killed
+// session keep its lock until the latter. They come last before the lock, since looking
+// for a calm moment may take longer, and end with the connection.
 func (l *lock) settings(ctx context.Context) error {
 	seconds := int(math.Ceil(l.budget.Seconds()))
 	set := []string{
 		fmt.Sprintf("SET SESSION lock_wait_timeout = %d", seconds),
-		fmt.Sprintf("SET SESSION wait_timeout = %d", 60+seconds),
+		fmt.Sprintf("SET SESSION wait_timeout = %d", seconds+1),
 		"SET SESSION autocommit = 1",
 	}
 	if l.s.version.Flavor == respaldo.MariaDB {

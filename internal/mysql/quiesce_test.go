@@ -40,6 +40,7 @@ func testQuiesce(t *testing.T, b *box) {
 			t.Run("fn fails", func(t *testing.T) { testFnFails(t, b, s, quiet(f, mode)) })
 			t.Run("budget", func(t *testing.T) { testBudget(t, b, s, quiet(f, mode)) })
 			t.Run("killed", func(t *testing.T) { testKilled(t, b, s, quiet(f, mode)) })
+			t.Run("frozen", func(t *testing.T) { testFrozen(t, b, s, quiet(f, mode)) })
 			t.Run("interrupted", func(t *testing.T) { testInterrupted(t, b, s, quiet(f, mode)) })
 			t.Run("long select", func(t *testing.T) { testLongSelect(t, b, s, quiet(f, mode)) })
 			t.Run("lock tables", func(t *testing.T) { testLockTables(t, b, s, quiet(f, mode)) })
@@ -164,10 +165,32 @@ func testBudget(t *testing.T, b *box, s *Server, req QuiesceRequest) {
 	b.writes(t)
 }
 
+// testFrozen has us hang altogether, watchdog included: the server ends the lock.
+func testFrozen(t *testing.T, b *box, s *Server, req QuiesceRequest) {
+	req.Budget = time.Second
+	l, err := s.prepareLock(context.Background(), req)
+	if err != nil {
+		t.Fatal(explained(err))
+	}
+	defer l.close()
+	if err := l.settings(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.acquire(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	b.writes(t)
+	if err := l.release(context.Background()); !isConnectionLost(err) {
+		t.Errorf("released a lock that the server had ended: %v", err)
+	}
+}
+
+// testKilled has a zealous script that ends what sleeps.
 func testKilled(t *testing.T, b *box, s *Server, req QuiesceRequest) {
+	req.Budget = patience / 3 // see settings: 5.6 may take as long to let go of the lock
 	_, err := s.Quiesce(context.Background(), req, func(ctx context.Context, _ respaldo.Coordinates) error {
 		c := b.conn(t)
-		waitFor(t, "fn's context to end", func() bool { // a zealous script that ends what sleeps
+		waitFor(t, "fn's context to end", func() bool {
 			list, err := queryRows(context.Background(), c, "SHOW PROCESSLIST")
 			if err != nil {
 				t.Fatal(err)
