@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -199,10 +200,14 @@ func (v *lvmVolume) Prepare(ctx context.Context, r Request) (Pending, error) {
 	p := &lvmPending{volume: v, started: r.Started, desc: respaldo.Snapshot{Name: r.Name, Server: r.Server, Run: r.Run, Kind: v.desc.Kind, Volume: v.desc.Name,
 		Path: "/dev/mapper/" + dmName(v.vg, r.Name), Kept: r.Kept, Expires: r.Expires}}
 	if v.thin() {
-		return p, refusePool(v.vg, pool)
+		err = refusePool(v.vg, pool, r)
+	} else {
+		p.bytes, err = cowSize(origin, r.Bytes)
 	}
-	p.bytes, err = cowSize(origin, r.Bytes)
-	return p, err
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 func nameTaken(name, where string) error {
@@ -211,17 +216,18 @@ func nameTaken(name, where string) error {
 }
 
 // refusePool keeps a snapshot from being begun that Watch would soon give up.
-func refusePool(vg string, pool lvRow) error {
+func refusePool(vg string, pool lvRow, r Request) error {
 	data, meta := fractionOf(pool.Data), fractionOf(pool.Metadata)
+	dataLimit, metaLimit := cmp.Or(r.PoolData, startDataLimit), cmp.Or(r.PoolMetadata, startMetadataLimit)
 	e := &respaldo.Error{Kind: respaldo.Refused, Err: ErrNoRoom}
 	switch {
 	case pool.UUID == "" || pool.Data == "":
 		return &respaldo.Error{Kind: respaldo.Refused, What: "thin pool " + vg + "/" + pool.LV + " does not say how full it is", Hint: "see lvs -a " + vg}
-	case data >= startDataLimit:
-		e.What = fmt.Sprintf("thin pool %s/%s is %.0f%% full, and a full pool stops the origin itself; snapshots are begun below %.0f%%", vg, pool.LV, data*100, startDataLimit*100)
+	case data >= dataLimit:
+		e.What = fmt.Sprintf("thin pool %s/%s is %.0f%% full, and a full pool stops the origin itself; snapshots are begun below %.0f%%", vg, pool.LV, data*100, dataLimit*100)
 		e.Hint = fmt.Sprintf("extend it: lvextend -L +SIZE %s/%s", vg, pool.LV)
-	case meta >= startMetadataLimit:
-		e.What = fmt.Sprintf("the metadata of thin pool %s/%s is %.0f%% full, and full metadata stops the origin itself; snapshots are begun below %.0f%%", vg, pool.LV, meta*100, startMetadataLimit*100)
+	case meta >= metaLimit:
+		e.What = fmt.Sprintf("the metadata of thin pool %s/%s is %.0f%% full, and full metadata stops the origin itself; snapshots are begun below %.0f%%", vg, pool.LV, meta*100, metaLimit*100)
 		e.Hint = fmt.Sprintf("extend it: lvextend --poolmetadatasize +SIZE %s/%s", vg, pool.LV)
 	default:
 		return nil

@@ -52,7 +52,7 @@ func TestReports(t *testing.T) {
 		if thick.size() != 200<<20 || thick.free() != 2906652672 || thick.extent() != 4<<20 || refuseLV(thick) != nil {
 			t.Errorf("%s: thick origin %+v, %v", name, thick, refuseLV(thick))
 		}
-		if thin.Pool != "pool" || refuseLV(thin) != nil || fractionOf(pool.Data) != 0.25 || math.Abs(fractionOf(pool.Metadata)-0.1113) > 1e-9 || refusePool("my-vg", pool) != nil {
+		if thin.Pool != "pool" || refuseLV(thin) != nil || fractionOf(pool.Data) != 0.25 || math.Abs(fractionOf(pool.Metadata)-0.1113) > 1e-9 || refusePool("my-vg", pool, Request{}) != nil {
 			t.Errorf("%s: thin origin %+v, pool %+v", name, thin, pool)
 		}
 		if err := refuseLV(by["full"]); respaldo.KindOf(err) != respaldo.Refused || err == nil {
@@ -182,7 +182,10 @@ func TestRefusedVolumes(t *testing.T) {
 		}
 	}
 	for _, pool := range []lvRow{{UUID: "u", LV: "pool", Data: "85.00", Metadata: "10.00"}, {UUID: "u", LV: "pool", Data: "10.00", Metadata: "75.01"}} {
-		if err := refusePool("vg", pool); !errors.Is(err, ErrNoRoom) || len(respaldo.HintsOf(err)) != 1 || !strings.Contains(err.Error(), "vg/pool") {
+		if err := refusePool("vg", pool, Request{PoolData: 0.9, PoolMetadata: 0.9}); err != nil {
+			t.Errorf("a pool below the limits that were set: %v", err)
+		}
+		if err := refusePool("vg", pool, Request{}); !errors.Is(err, ErrNoRoom) || len(respaldo.HintsOf(err)) != 1 || !strings.Contains(err.Error(), "vg/pool") {
 			t.Errorf("a full pool: %v", err)
 		}
 	}

@@ -284,7 +284,7 @@ func (t thinSnapshot) Clone(ctx context.Context, r Request) (Snapshot, error) {
 			return nil, nameTaken(r.Name, "volume group "+t.vg)
 		}
 	}
-	if err := refusePool(t.vg, pool); err != nil {
+	if err := refusePool(t.vg, pool, r); err != nil {
 		return nil, err
 	}
 	d := respaldo.Snapshot{Name: r.Name, Server: r.Server, Run: r.Run, Kind: respaldo.LVMThin, Volume: t.desc.Volume, Created: time.Now(),

@@ -79,6 +79,10 @@ type Request struct {
 	Bytes   int64 // thick: the copy-on-write size; 0 chooses one from the free space
 	Kept    bool
 	Expires time.Time // zero is never
+	// PoolData and PoolMetadata are the fills of a thin pool, as fractions of one, at
+	// which the snapshot will be given up: a pool that is there already is refused. 0 is
+	// a little below Watch's own limits.
+	PoolData, PoolMetadata float64
 	// Started, if set, is called with the process ID of the command that takes the snapshot
 	// as soon as it runs: whoever cleans up after us waits for it. Btrfs has no such process.
 	Started func(pid int)
