@@ -97,7 +97,7 @@ func (op *operation) save(ctx context.Context, f *frozen, m *respaldo.Manifest, 
 	op.Report.Step("opened", string(f.volume.Kind)+" snapshot, read-only")
 	tree := f.tree(root, m)
 	ledger.Point("backup.save")
-	saved, err := r.Save(ctx, op.Server, tree, op.Report.Progress)
+	saved, err := r.Save(ctx, op.Server, tree, op.midway("backup.saving"))
 	ledger.Point("backup.saved")
 	if err != nil {
 		return nil, joinErrors(contextCause(ctx, err), mounted.Release(ctx))
@@ -140,7 +140,11 @@ func (op *operation) proveAt(ctx context.Context, m respaldo.Manifest, dirs map[
 	proof, err := mysql.Prove(ctx, mysql.InstanceRequest{
 		Run:      op.ledger.Run(),
 		Manifest: m, Dirs: dirs, Binary: op.binary(m), Scratch: scratch, Log: op.Log,
-		Started: func(pid int) { noteProcess(op, held, pid) },
+		Started: func(pid int) {
+			noteProcess(op, held, pid)
+			ledger.Point("instance.started")
+		},
+		Ready: func() { ledger.Point("instance.ready") },
 	}, op.Prove)
 	if err != nil {
 		err = op.keepProofLog(scratch, err)

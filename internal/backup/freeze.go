@@ -56,7 +56,7 @@ func (op *operation) freeze(ctx context.Context, o *Outlook, k keep) (*frozen, e
 	var err error
 	f.held, err = op.ledger.Acquire(ctx, kindSnapshot, snapshotAttrs(request.Name, o.Volume),
 		func(held *ledger.Held) (err error) {
-			request.Started = func(pid int) { noteProcess(op, held, pid) }
+			request.Started = volumeCommand(op, held)
 			if pending, err = o.volume.Prepare(ctx, request); err != nil {
 				return err
 			}
@@ -156,7 +156,7 @@ func (op *operation) writableView(ctx context.Context, f *frozen) (volume.Snapsh
 	var clone volume.Snapshot
 	_, err := op.ledger.Acquire(ctx, kindSnapshot, snapshotAttrs(request.Name, f.volume),
 		func(held *ledger.Held) (err error) {
-			request.Started = func(pid int) { noteProcess(op, held, pid) }
+			request.Started = volumeCommand(op, held)
 			clone, err = cloner.Clone(ctx, request)
 			return err
 		},
@@ -171,6 +171,15 @@ func snapshotAttrs(name string, v respaldo.Volume) map[string]string {
 // volumeOf reads back which volume a snapshot entry was about.
 func volumeOf(e ledger.Entry) respaldo.Volume {
 	return respaldo.Volume{Kind: respaldo.VolumeKind(e.Attrs["volume_kind"]), Name: e.Attrs["volume"], ID: e.Attrs["volume_id"]}
+}
+
+// volumeCommand is told when the command that takes a snapshot has been started: from here
+// on it outlives us, and a cleanup waits for it.
+func volumeCommand(op *operation, held *ledger.Held) func(pid int) {
+	return func(pid int) {
+		noteProcess(op, held, pid)
+		ledger.Point("snapshot.command")
+	}
 }
 
 // noteProcess writes a process into the ledger. Failing to is no reason to stop: it runs.

@@ -75,7 +75,7 @@ func (op *operation) restoreInto(ctx context.Context, r *repo.Repo, force bool, 
 	err = r.Restore(ctx, done.Backup, done.Targets, repo.RestoreOptions{Force: force, Finish: func() error {
 		ledger.Point("restore.relocate")
 		return relocate(done.Backup.Manifest.Layout, done.Targets)
-	}}, op.Report.Progress)
+	}}, op.midway("restore.writing"))
 	ledger.Point("restore.written")
 	if err != nil {
 		return joinErrors(contextCause(ctx, err), held.Released()) // the marker stays and the error says so

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/respaldo-backup/respaldo"
@@ -147,6 +148,17 @@ func (op *operation) unmount(ctx context.Context, dir string) error {
 		return err
 	}
 	return nil
+}
+
+// midway reports progress, and is a step of its own when the first bytes are on their way.
+func (op *operation) midway(step string) func(respaldo.Progress) {
+	var once sync.Once
+	return func(p respaldo.Progress) {
+		if p.Done > 0 {
+			once.Do(func() { ledger.Point(step) })
+		}
+		op.Report.Progress(p)
+	}
 }
 
 // removeScratch deletes a working directory and, when it was the last one of its run,

@@ -49,6 +49,8 @@ type InstanceRequest struct {
 	// Started is called with the process ID before the process does anything at all: it
 	// waits for Started to return.
 	Started func(pid int)
+	// Ready, if set, is called when the server has recovered and lets us in.
+	Ready func()
 	// Account, if set, makes the instance check accounts as the origin did, and connects
 	// as this one. Without it accounts are not looked at, whatever the image holds; only
 	// the instance's own user and root reach the socket.
@@ -110,6 +112,9 @@ func StartInstance(ctx context.Context, request InstanceRequest) (*Instance, err
 		return nil, errors.Join(err, i.Stop(now))
 	}
 	i.recovery = time.Since(start)
+	if request.Ready != nil {
+		request.Ready()
+	}
 	i.log.Info("instance ready", "pid", i.PID(), "recovery", i.recovery.Round(time.Millisecond), "log", i.LogPath())
 	return i, nil
 }
