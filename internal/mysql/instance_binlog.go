@@ -47,6 +47,9 @@ type binlogScan struct {
 	// Groups is how many complete groups (transactions, DDL statements) begin at or after
 	// the position asked for.
 	Groups int
+	// Commits is how many of these groups were committed by an engine with two-phase
+	// commit, InnoDB in general.
+	Commits int
 	// Boundary tells that a group or the file's end lies exactly at that position.
 	Boundary bool
 	// Encrypted files cannot be read; nothing else is set.
@@ -90,6 +93,9 @@ func scanBinlog(file io.Reader, from int64) (binlogScan, error) {
 		}
 		if !housekeeping && start >= from {
 			scan.Groups++
+			if e.kind == xidEvent {
+				scan.Commits++
+			}
 		}
 		start, scan.End = pos, pos
 		scan.Boundary = scan.Boundary || pos == from

@@ -108,6 +108,7 @@ func (img *image) options(request InstanceRequest) ([]string, error) {
 	o.binlog(img)
 
 	// What must not happen.
+	o.relayLogs(img)
 	o.silence()
 	if request.Account == nil {
 		o.add("--skip-grant-tables")
@@ -230,8 +231,7 @@ func (o *optionList) binlog(img *image) {
 func (o *optionList) silence() {
 	o.add("--server-id="+strconv.FormatUint(uint64(ownServerID(o.variables["server_id"])), 10),
 		"--skip-networking", "--skip-name-resolve", "--local-infile=OFF",
-		"--event-scheduler=DISABLED",
-		"--relay-log="+relayLogName, "--relay-log-index="+relayLogName+".index")
+		"--event-scheduler=DISABLED")
 	o.set("relay_log_recovery", "OFF")
 	o.set("wsrep_on", "OFF")
 	o.set("wsrep_provider", "none")
@@ -255,8 +255,18 @@ func (o *optionList) silence() {
 	}
 }
 
-// relayLogName is a name that the origin's replication metadata do not point to.
-const relayLogName = "respaldo-relay"
+// relayLogs are opened at start wherever replication was configured: those of the image,
+// or none.
+func (o *optionList) relayLogs(img *image) {
+	base, index := o.variables["relay_log_basename"], o.variables["relay_log_index"]
+	if _, ok := img.find(base); !ok {
+		base, index = "respaldo-relay", ""
+	}
+	o.add("--relay-log=" + relativeTo(img.dataDir, base))
+	if _, ok := img.find(index); ok {
+		o.add("--relay-log-index=" + relativeTo(img.dataDir, index))
+	}
+}
 
 // ownServerID differs from the origin's, and from everybody else's as far as chance goes.
 func ownServerID(origin string) uint32 {

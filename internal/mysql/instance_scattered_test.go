@@ -33,7 +33,7 @@ func TestScatteredImageIsProved(t *testing.T) {
 			t.Parallel()
 			twoAtATime <- struct{}{}
 			defer func() { <-twoAtATime }()
-			r := scatter(t, name, options)
+			r := scatter(t, name, options, (*origin).crash)
 			proof, err := Prove(t.Context(), r, respaldo.ProveFull)
 			if err != nil {
 				t.Fatal(err)
@@ -48,9 +48,11 @@ func TestScatteredImageIsProved(t *testing.T) {
 	}
 }
 
-// scatter makes such a server, kills it, copies its files and takes the originals away: an
-// instance that looked for one of them would miss it.
-func scatter(t *testing.T, name string, options []string) InstanceRequest {
+func (o *origin) crash() error { return errors.Join(o.db.Close(), o.server.Kill()) }
+
+// scatter makes such a server, crashes it, and takes its files elsewhere: an instance that
+// looked for one of them in its old place would miss it.
+func scatter(t *testing.T, name string, options []string, end func(*origin) error) InstanceRequest {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -91,6 +93,7 @@ func scatter(t *testing.T, name string, options []string) InstanceRequest {
 	statements := []string{
 		"CREATE DATABASE shop",
 		"CREATE TABLE shop.orders (id INT AUTO_INCREMENT PRIMARY KEY, note VARCHAR(200)) ENGINE=InnoDB",
+		"CREATE TABLE shop.second (id INT AUTO_INCREMENT PRIMARY KEY, note VARCHAR(200)) ENGINE=InnoDB",
 		"CREATE TABLE shop.afar (id INT PRIMARY KEY) ENGINE=InnoDB DATA DIRECTORY='" + dir + "/tables'",
 		"INSERT INTO shop.afar VALUES (1)",
 		"INSERT INTO shop.orders (note) VALUES ('a'), ('b')",
@@ -116,7 +119,7 @@ func scatter(t *testing.T, name string, options []string) InstanceRequest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(o.db.Close(), o.server.Kill()); err != nil {
+	if err := end(o); err != nil {
 		t.Fatal(err)
 	}
 	r := InstanceRequest{
@@ -193,7 +196,7 @@ func TestImageWithoutBinlogsIsProved(t *testing.T) {
 			t.Parallel()
 			twoAtATime <- struct{}{}
 			defer func() { <-twoAtATime }()
-			r := scatter(t, name, options)
+			r := scatter(t, name, options, (*origin).crash)
 			proof, err := Prove(t.Context(), r, respaldo.ProveFull)
 			if err != nil {
 				t.Fatal(err)

@@ -136,8 +136,61 @@ func TestImageElsewhereThanTheLockIsNotProved(t *testing.T) {
 					t.Errorf("%s: problems %q lack %q", c.name, text, c.want)
 				}
 			}
+			// As if recovery had finished a statement, which MariaDB then logs.
+			i.request.Manifest.Quiesced.Coordinates = at
+			if _, err := i.DB().Exec("CREATE TABLE shop.finished (id INT)"); err != nil {
+				t.Fatal(err)
+			}
+			problems, err := i.compare(t.Context(), at)
+			if err != nil || !strings.Contains(strings.Join(problems, "\n"), "recovery itself wrote 1 statement(s)") {
+				t.Errorf("problems %v, %v", problems, err)
+			}
 		})
 	}
+}
+
+// A server that writes its redo log once a second leaves images whose binlog is ahead of
+// their data. Stopped in the middle of its work it always does.
+func TestImageWithoutTheLastCommitsIsNotProved(t *testing.T) {
+	for _, name := range []string{"mariadb-10.11", "mysql-5.6"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			twoAtATime <- struct{}{}
+			defer func() { <-twoAtATime }()
+			r := scatter(t, name, []string{"--innodb-flush-log-at-trx-commit=0", "--sync-binlog=0"}, func(o *origin) error {
+				if err := o.exec(t.Context(), "INSERT INTO shop.orders (note) VALUES ('InnoDB has it')"); err != nil {
+					return err
+				}
+				end, _ := o.redo(t)
+				eventually(t, "the redo log was written", func() bool {
+					_, written := o.redo(t)
+					return written >= end
+				})
+				return o.crashUnderLoad()
+			})
+			r.Manifest.Quiesced.Coordinates = respaldo.Coordinates{} // they are of before the load
+			if problems := notProved(t, r, respaldo.ProveQuick); !strings.Contains(problems, "InnoDB lacks the last") {
+				t.Errorf("problems: %s", problems)
+			}
+		})
+	}
+}
+
+// redo is how far InnoDB's log goes, and how far of it is in the file.
+func (o *origin) redo(t *testing.T) (end, written int) {
+	t.Helper()
+	status, err := queryRows(t.Context(), o.db, "SHOW ENGINE INNODB STATUS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(status[0]["status"]) {
+		fmt.Sscanf(line, "Log sequence number %d", &end)
+		fmt.Sscanf(line, "Log flushed up to %d", &written)
+	}
+	if end == 0 || written == 0 {
+		t.Fatal("InnoDB does not tell the state of its log")
+	}
+	return end, written
 }
 
 // A torn transaction at the end of the last binlog, as a crash leaves it, is not part of
