@@ -176,4 +176,3 @@ func (img *image) writeIndex(root *os.Root, b binlogs) error {
 	}
 	return root.Lchown(name, img.uid, img.gid)
 }
-

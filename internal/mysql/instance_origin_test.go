@@ -293,4 +293,3 @@ func copyTree(from, to string) error {
 	}
 	return nil
 }
-
