@@ -62,6 +62,17 @@ func TestKilledCommand(t *testing.T) {
 	}
 }
 
+// killAfter kills a volume command right after the nth call by which it changes something,
+// n from 1 on; with n 0 it runs to its end. It returns all those calls up to there.
+func killAfter(t *testing.T, n int, argv []string) []string {
+	t.Helper()
+	calls, killed := guest.KillWhen(t, argv, func(calls []string) bool { return len(calls) == n })
+	if n > 0 && !killed {
+		t.Fatalf("%v ended by itself after %q", argv, calls)
+	}
+	return calls
+}
+
 // worthKilling chooses calls, counted from 1: the last before the first suspension, the
 // last suspension, what follows it, and the first and the last resumption.
 func worthKilling(t *testing.T, calls []string) []int {

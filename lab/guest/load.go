@@ -31,6 +31,13 @@ type Progress []int
 // fifty transactions a second, so that a guest's one CPU has room for others. Stop must be called.
 func StartLoad(t T, s *Server, writers int) *Load {
 	t.Helper()
+	return StartLoadEvery(t, s, writers, 20*time.Millisecond)
+}
+
+// StartLoadEvery is StartLoad at another pace: at most one transaction of each writer in
+// the given time.
+func StartLoadEvery(t T, s *Server, writers int, pace time.Duration) *Load {
+	t.Helper()
 	s.Exec(t,
 		"CREATE DATABASE IF NOT EXISTS labload",
 		"CREATE TABLE IF NOT EXISTS labload.orders (writer INT, seq INT, note VARCHAR(200), PRIMARY KEY (writer, seq)) ENGINE=InnoDB",
@@ -44,16 +51,16 @@ func StartLoad(t T, s *Server, writers int) *Load {
 	l := &Load{db: s.DB, stop: cancel, acked: at, begun: append(Progress(nil), at...)}
 	for w := range writers {
 		l.group.Add(1)
-		go l.write(ctx, w)
+		go l.write(ctx, w, pace)
 	}
 	t.Cleanup(func() { l.Stop() })
 	return l
 }
 
-func (l *Load) write(ctx context.Context, writer int) {
+func (l *Load) write(ctx context.Context, writer int, pace time.Duration) {
 	defer l.group.Done()
-	pace := time.NewTicker(20 * time.Millisecond)
-	defer pace.Stop()
+	tick := time.NewTicker(pace)
+	defer tick.Stop()
 	for ctx.Err() == nil {
 		l.mu.Lock()
 		l.begun[writer]++
@@ -73,7 +80,7 @@ func (l *Load) write(ctx context.Context, writer int) {
 			return
 		}
 		select {
-		case <-pace.C:
+		case <-tick.C:
 		case <-ctx.Done():
 		}
 	}

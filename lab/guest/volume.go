@@ -49,56 +49,72 @@ type Volume struct {
 // unmounted and destroyed, together with everything that was made in its group.
 func NewVolume(t T, spec VolumeSpec) *Volume {
 	t.Helper()
-	disk := Disk(spec.Disk)
 	if spec.Bytes == 0 {
 		spec.Bytes = 1 << 30
 	}
 	if spec.PoolBytes == 0 {
 		spec.PoolBytes = spec.Bytes * 3 / 2
 	}
+	v := describe(spec)
+	disk, storage := Disk(spec.Disk), v.storage()
+	size := func(n int64) string { return fmt.Sprintf("%db", n) }
+	group := func() {
+		Run(t, "pvcreate", "-qq", "-y", "-ff", disk)
+		Run(t, "vgcreate", "-qq", "-y", v.Group, disk)
+		t.Cleanup(func() { removeGroup(t, v.Group, disk) })
+	}
+	switch {
+	case storage == "thick" || spec.Kind == "btrfs-on-lv":
+		group()
+		Run(t, "lvcreate", "-qq", "-y", "-Wn", "-L", size(spec.Bytes), "-n", "data", v.Group)
+	case storage == "thin":
+		group()
+		Run(t, "lvcreate", "-qq", "-y", "--type", "thin-pool", "-c", "64k", "-Z", "n", "-L", size(spec.PoolBytes), "-n", "pool", v.Group)
+		Run(t, "lvcreate", "-qq", "-y", "-V", size(spec.Bytes), "--thinpool", "pool", "-n", "data", v.Group)
+	case spec.Kind == "btrfs":
+		t.Cleanup(func() { Run(t, "wipefs", "-qa", disk) })
+	default:
+		t.Fatalf("no volume kind %q; there are %s", spec.Kind, strings.Join(Kinds, ", "))
+	}
+	switch v.FSType {
+	case "ext4":
+		Run(t, "mkfs.ext4", "-q", "-F", "-E", "nodiscard", v.Device)
+	case "xfs":
+		Run(t, "mkfs.xfs", "-q", "-f", "-K", v.Device)
+	default:
+		Run(t, "mkfs.btrfs", "-q", "-f", "-K", v.Device)
+	}
+	v.mount(t, spec.MountOptions)
+	return v
+}
+
+// describe says what NewVolume makes of a spec.
+func describe(spec VolumeSpec) *Volume {
 	if spec.Group == "" {
 		spec.Group = fmt.Sprintf("vg%d", spec.Disk)
 	}
 	if spec.Path == "" {
 		spec.Path = fmt.Sprintf("/srv/%s-%d", spec.Kind, spec.Disk)
 	}
-	v := &Volume{Kind: spec.Kind, Path: spec.Path, Device: disk, Group: spec.Group, LV: spec.Group + "/data"}
-	storage, fs, _ := strings.Cut(spec.Kind, "-")
-	size := func(n int64) string { return fmt.Sprintf("%db", n) }
-	group := func() {
-		Run(t, "pvcreate", "-qq", "-y", "-ff", disk)
-		Run(t, "vgcreate", "-qq", "-y", spec.Group, disk)
-		t.Cleanup(func() { removeGroup(t, spec.Group, disk) })
+	v := &Volume{Kind: spec.Kind, Path: spec.Path, Device: Disk(spec.Disk), FSType: "btrfs"}
+	if spec.Kind == "btrfs" {
+		return v
 	}
-	switch {
-	case storage == "thick" || spec.Kind == "btrfs-on-lv":
-		group()
-		Run(t, "lvcreate", "-qq", "-y", "-Wn", "-L", size(spec.Bytes), "-n", "data", spec.Group)
-	case storage == "thin":
-		group()
-		v.Pool = spec.Group + "/pool"
-		Run(t, "lvcreate", "-qq", "-y", "--type", "thin-pool", "-c", "64k", "-Z", "n", "-L", size(spec.PoolBytes), "-n", "pool", spec.Group)
-		Run(t, "lvcreate", "-qq", "-y", "-V", size(spec.Bytes), "--thinpool", "pool", "-n", "data", spec.Group)
-	case spec.Kind == "btrfs":
-		v.Group, v.LV = "", ""
-		t.Cleanup(func() { Run(t, "wipefs", "-qa", disk) })
-	default:
-		t.Fatalf("no volume kind %q; there are %s", spec.Kind, strings.Join(Kinds, ", "))
+	v.Group, v.LV = spec.Group, spec.Group+"/data"
+	v.Device = "/dev/" + v.LV
+	if _, fs, _ := strings.Cut(spec.Kind, "-"); fs == "ext4" || fs == "xfs" {
+		v.FSType = fs
 	}
-	if v.LV != "" {
-		v.Device = "/dev/" + v.LV
+	if v.storage() == "thin" {
+		v.Pool = v.Group + "/pool"
 	}
-	switch v.FSType = fs; fs {
-	case "ext4":
-		Run(t, "mkfs.ext4", "-q", "-F", "-E", "nodiscard", v.Device)
-	case "xfs":
-		Run(t, "mkfs.xfs", "-q", "-f", "-K", v.Device)
-	default:
-		v.FSType = "btrfs"
-		Run(t, "mkfs.btrfs", "-q", "-f", "-K", v.Device)
-	}
-	v.mount(t, spec.MountOptions)
 	return v
+}
+
+// storage is the first word of the kind.
+func (v *Volume) storage() string {
+	storage, _, _ := strings.Cut(v.Kind, "-")
+	return storage
 }
 
 func (v *Volume) mount(t T, options string) {

@@ -1,6 +1,4 @@
-//go:build guest
-
-package volume_test
+package guest
 
 import (
 	"os"
@@ -8,7 +6,6 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
-	"testing"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -17,10 +14,10 @@ import (
 // dmChanges are the device-mapper ioctls that change something (linux/dm-ioctl.h).
 var dmChanges = map[uint64]string{3: "create", 4: "remove", 6: "suspend", 9: "load", 10: "clear", 14: "message"}
 
-// killAfter runs a volume command under ptrace and kills it right after the nth call by
-// which it changes a device or writes metadata, n from 1 on; with n 0 it runs to its
-// end. It returns all those calls up to there.
-func killAfter(t *testing.T, n int, argv []string) (calls []string) {
+// KillWhen runs a volume command under ptrace and kills it right after a call by which it
+// changes a device or writes metadata, as soon as enough says so of all those calls so
+// far ("suspend vg0-data", "write"). It returns them; killed tells whether enough ever did.
+func KillWhen(t T, argv []string, enough func(calls []string) bool) (calls []string, killed bool) {
 	t.Helper()
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -62,10 +59,10 @@ func killAfter(t *testing.T, n int, argv []string) (calls []string) {
 		}
 		signal = 0
 		if status.Exited() || status.Signaled() {
-			if n > 0 || status.ExitStatus() != 0 {
+			if status.Signaled() || status.ExitStatus() != 0 {
 				t.Fatalf("%v ended by itself (%v) after %q", argv, status, calls)
 			}
-			return calls
+			return calls, false
 		}
 		if status.StopSignal() != syscall.SIGTRAP|0x80 {
 			signal = int(status.StopSignal())
@@ -92,7 +89,7 @@ func killAfter(t *testing.T, n int, argv []string) (calls []string) {
 		default:
 			continue
 		}
-		if calls = append(calls, what); len(calls) != n {
+		if calls = append(calls, what); !enough(calls) {
 			continue
 		}
 		syscall.Kill(pid, syscall.SIGKILL)
@@ -101,7 +98,7 @@ func killAfter(t *testing.T, n int, argv []string) (calls []string) {
 				t.Fatal(err)
 			}
 			if status.Exited() || status.Signaled() {
-				return calls
+				return calls, true
 			}
 		}
 	}
