@@ -115,7 +115,7 @@ func StartInstance(ctx context.Context, request InstanceRequest) (*Instance, err
 	if request.Ready != nil {
 		request.Ready()
 	}
-	i.log.Info("instance ready", "pid", i.PID(), "recovery", i.recovery.Round(time.Millisecond), "log", i.LogPath())
+	i.log.Debug("instance ready", "pid", i.PID(), "recovery", i.recovery.Round(time.Millisecond), "log", i.LogPath())
 	return i, nil
 }
 
