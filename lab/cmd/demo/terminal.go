@@ -63,6 +63,7 @@ func (c *terminal) run(argv ...string) (string, error) {
 	}
 	var text strings.Builder
 	s := screen{show: func(line string) {
+		line = strings.TrimRight(line, " ")
 		fmt.Fprintln(c.out, line)
 		text.WriteString(colours.ReplaceAllString(line, "") + "\n")
 	}}

@@ -16,7 +16,7 @@ import (
 func demo(ctx context.Context, disks []lab.Disk) (int, error) {
 	start := time.Now()
 	fmt.Println("Building respaldo and booting the lab; the first time fetches some 150 MB and takes minutes…")
-	spec := lab.Spec{Name: "demo", Respaldo: true, Memory: 1536, Disks: disks, Deadline: 5 * time.Minute, Env: looks()}
+	spec := lab.Spec{Name: "demo", Respaldo: true, Memory: 1536, Disks: disks, Deadline: 15 * time.Minute, Env: looks()}
 	code, err := program(ctx, spec, "./lab/cmd/demo")
 	if err == nil {
 		fmt.Printf("make demo took %s.\n", time.Since(start).Round(time.Second))
