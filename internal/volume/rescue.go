@@ -92,15 +92,14 @@ func (s *System) ResumeSuspended(ctx context.Context, v respaldo.Volume, pids ..
 		return nil // not active, so not suspended
 	}
 	group := devices[i].group()
-	devices = slices.DeleteFunc(devices, func(d dmDevice) bool { return d.group() != group })
-	if !slices.ContainsFunc(devices, dmDevice.unfinished) {
+	if !slices.ContainsFunc(devices, func(d dmDevice) bool { return d.group() == group && d.unfinished() }) {
 		return nil
 	}
 	// An LVM that scanned the suspended volume for a signature would hang with it.
 	careful := *s
 	careful.LVMConfig = strings.TrimSpace(s.LVMConfig + " devices/ignore_suspended_devices=1")
-	r := &rescue{sys: &careful, vg: vg, lv: lv, origin: undashed(v.ID), devices: devices}
-	if err := r.run(ctx); err != nil {
+	r := &rescue{sys: &careful, vg: vg, lv: lv, origin: undashed(v.ID)}
+	if err := r.run(ctx, group); err != nil {
 		return &respaldo.Error{Kind: respaldo.Leftovers, What: "cannot bring the devices of " + v.Name + " back to order", Err: err,
 			Hint: "see dmsetup info -c; what is suspended (s) is resumed with: lvchange --refresh " + v.Name}
 	}
@@ -117,35 +116,43 @@ type rescue struct {
 	sys     *System
 	vg, lv  string
 	origin  string // UUID without dashes
-	devices []dmDevice
-	cleared bool // a table that may have been the newer one
+	cleared bool   // a table that may have been the newer one
 }
 
-func (r *rescue) run(ctx context.Context) error {
+func (r *rescue) run(ctx context.Context, group string) error {
 	rows, err := r.sys.lvs(ctx, r.vg)
 	if err != nil {
 		return err
 	}
+	// lvs has waited for the group's lock, so for anybody's command at work: what is
+	// unfinished now was left by one that is dead.
+	devices, err := r.sys.dmDevices(ctx)
+	if err != nil {
+		return err
+	}
 	known := map[string]lvRow{}
-	isOrigin := false // of a thick snapshot, by the metadata
 	pool := ""
+	var isOrigin, hasReal bool // of a thick snapshot; of that or of a thin volume outside its pool
 	for _, row := range rows {
 		known[undashed(row.UUID)] = row
-		if row.Origin == r.lv && row.Pool == "" {
-			isOrigin = true
-		}
+		isOrigin = isOrigin || row.Origin == r.lv && row.Pool == ""
+		hasReal = hasReal || row.Origin == r.lv
 		if undashed(row.UUID) == r.origin {
 			pool = row.Pool
 		}
 	}
 	var first, second, third, last, garbage []dmDevice
-	for _, d := range r.devices {
+	for _, d := range devices {
+		if d.group() != group {
+			continue
+		}
 		row, exists := known[d.volume()]
-		_, ours := decodeTags(row.tags())
+		of, ours := row.snapshot()
+		ours = ours && of.Volume == r.vg+"/"+r.lv // another server's are its own operations' business
 		isSnapshot := row.Origin == r.lv
 		switch {
 		case d.volume() == r.origin && d.layer() == "-real":
-			if second = append(second, d); !isOrigin {
+			if second = append(second, d); !hasReal {
 				garbage = append(garbage, d)
 			}
 		case d.volume() == r.origin:

@@ -58,17 +58,17 @@ type Volume interface {
 
 // Space is the room that a volume has for snapshots.
 type Space struct {
-	Origin int64 // bytes of the volume (Btrfs: of the filesystem)
+	Origin int64 `json:"origin"` // bytes of the volume (Btrfs: of the filesystem)
 	// Free is what snapshots can still grow into: free bytes of the volume group (thick),
 	// of the pool's data (thin), unallocated or unused (Btrfs).
-	Free int64
+	Free int64 `json:"free"`
 	// Fill is the pool's or the Btrfs filesystem's; zero for a thick volume.
-	Fill respaldo.Fill
+	Fill respaldo.Fill `json:"fill"`
 	// Suggested is the copy-on-write size that Prepare would choose; 0 unless thick.
-	Suggested int64
+	Suggested int64 `json:"suggested,omitempty"`
 	// Pause is how long taking a snapshot is expected to stop writers: a guess from how
 	// long this machine's volume commands take, until a measured value is at hand.
-	Pause time.Duration
+	Pause time.Duration `json:"-"`
 }
 
 // Request asks for a snapshot. An empty Name is chosen by NewName.
