@@ -48,6 +48,7 @@ var packages = []testPackage{
 	{"./cmd/respaldo", lab.Spec{Disks: twoDisks, Memory: 2048, Deadline: 15 * time.Minute, Respaldo: true}},
 	{"./internal/volume", lab.Spec{Disks: twoDisks, Deadline: 10 * time.Minute}},
 	{"./lab/guest", lab.Spec{Disks: twoDisks, Memory: 1536}},
+	{"./internal/repo", lab.Spec{Disks: twoDisks, Memory: 1536}},
 }
 
 // twoDisks are what most tests of volumes want: one for a volume group, one for Btrfs.

@@ -40,7 +40,7 @@ func (l location) hint(err error) string {
 	case errors.Is(err, repo.ErrInvalidPassword):
 		return "give the password that the repository was made with; without it nobody can read it"
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return "free some space there, or make room with respaldo prune; what was uploaded so far is not uploaded again"
+		return "free some space there, or let go of old backups with respaldo prune"
 	case errors.Is(err, syscall.EROFS):
 		return "its file system is mounted read-only: look into dmesg for why, or remount it read-write"
 	case errors.As(err, &s3err) && s3err.Code == "NoSuchBucket":

@@ -1,3 +1,5 @@
+//go:build !guest
+
 package repo_test
 
 import (
@@ -10,24 +12,6 @@ import (
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/repo"
 )
-
-// fails asserts that an error says what a tired reader needs.
-func fails(t *testing.T, name string, err error, kind respaldo.Kind, words ...string) {
-	t.Helper()
-	if err == nil {
-		t.Errorf("%s: no error", name)
-		return
-	}
-	hints := strings.Join(respaldo.HintsOf(err), "; ")
-	for _, w := range words {
-		if !strings.Contains(err.Error()+"; "+hints, w) {
-			t.Errorf("%s: nothing about %q in: %v; %s", name, w, err, hints)
-		}
-	}
-	if respaldo.KindOf(err) != kind || hints == "" || strings.Contains(err.Error()+hints, password) || len(err.Error()) > 300 {
-		t.Errorf("%s: kind %d: %v; %s", name, respaldo.KindOf(err), err, hints)
-	}
-}
 
 func TestBadRepositories(t *testing.T) {
 	t.Parallel()

@@ -43,7 +43,7 @@ func openFolder(path string, create bool) (blob.Storage, error) {
 	return &folderStorage{Storage: sharded.New(folderFiles{path}, path, sharded.Options{}, create)}, nil
 }
 
-func (s *folderStorage) ConnectionInfo() blob.ConnectionInfo { return blob.ConnectionInfo{} } // see named
+func (s *folderStorage) ConnectionInfo() blob.ConnectionInfo { return blob.ConnectionInfo{} } // see watched
 func (s *folderStorage) DisplayName() string                 { return s.RootPath }
 
 func (folderFiles) GetBlobFromPath(ctx context.Context, _, path string, offset, length int64, out blob.OutputBuffer) error {

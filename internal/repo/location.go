@@ -143,14 +143,27 @@ func init() {
 		})
 }
 
-// named keeps the real storage's options, secrets included, out of kopia's hands.
-type named struct {
+// watched is the storage as kopia sees it. It keeps the real one's options, secrets
+// included, out of kopia's hands, and notes the packs of a save (see packs).
+type watched struct {
 	blob.Storage
 	url string
 }
 
-func (n named) ConnectionInfo() blob.ConnectionInfo {
-	return blob.ConnectionInfo{Type: storageType, Config: &storageConfig{URL: n.url}}
+func (s watched) ConnectionInfo() blob.ConnectionInfo {
+	return blob.ConnectionInfo{Type: storageType, Config: &storageConfig{URL: s.url}}
+}
+
+func (s watched) PutBlob(ctx context.Context, id blob.ID, data blob.Bytes, opts blob.PutOptions) error {
+	p, noted := ctx.Value(packsKey{}).(*packs)
+	if noted {
+		p.begin(id)
+	}
+	err := s.Storage.PutBlob(ctx, id, data, opts)
+	if noted && err == nil {
+		p.written(id)
+	}
+	return err
 }
 
 func (l location) open(ctx context.Context, create bool) (blob.Storage, error) {
@@ -167,7 +180,7 @@ func (l location) open(ctx context.Context, create bool) (blob.Storage, error) {
 	if err != nil {
 		return nil, err
 	}
-	return named{st, l.name}, nil
+	return watched{st, l.name}, nil
 }
 
 func (l location) openSFTP(ctx context.Context, create bool) (blob.Storage, error) {

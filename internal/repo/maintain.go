@@ -58,11 +58,11 @@ type MaintainOptions struct {
 
 // Maintenance is what Maintain did.
 type Maintenance struct {
-	Owner   string // user@host in charge of it
-	Before  int64  // bytes in the repository
-	After   int64
-	Freed   int64 // bytes deleted, less what replaced them; 0 when the repository grew
-	Seconds float64
+	Owner   string  `json:"owner"`  // user@host in charge of it
+	Before  int64   `json:"before"` // bytes in the repository
+	After   int64   `json:"after"`
+	Freed   int64   `json:"freed"` // bytes deleted, less what replaced them; 0 when the repository grew
+	Seconds float64 `json:"seconds"`
 }
 
 // Maintain tidies the repository while other hosts may be writing into it. For their

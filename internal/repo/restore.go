@@ -90,6 +90,13 @@ func (r *Repo) Restore(ctx context.Context, b respaldo.Backup, targets map[strin
 		return err
 	}
 	run.progress.finish()
+	for _, p := range parts {
+		for _, l := range p.links {
+			if err := run.owners.link(l); err != nil {
+				return p.explain(err)
+			}
+		}
+	}
 	if o.Finish != nil {
 		if err := o.Finish(); err != nil {
 			return err

@@ -19,8 +19,8 @@ type Policy struct {
 
 // Kept is a backup that stays, and every reason why.
 type Kept struct {
-	Backup  respaldo.Backup
-	Reasons []string
+	Backup  respaldo.Backup `json:"backup"`
+	Reasons []string        `json:"reasons"`
 }
 
 // Retain splits backups by the policy, each server of each host for itself; both results

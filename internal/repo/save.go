@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path"
 	"runtime"
@@ -50,8 +51,8 @@ type Saved struct {
 // without touching either. No ignore file and no policy has a say; whatever cannot be read
 // or kept fails the save, except sockets and fifos, which Saved lists.
 //
-// Nothing is visible before Record. A cancelled or failed save leaves what it has uploaded
-// for the next one to find. progress is called from several goroutines, not concurrently.
+// Nothing is visible before Record. What a cancelled or failed save has uploaded stays for
+// the next one to find, or goes if the repository cannot take that in. progress is called from several goroutines, not concurrently.
 func (r *Repo) Save(ctx context.Context, server string, t Tree, progress func(respaldo.Progress)) (*Saved, error) {
 	saved := &Saved{Server: server, Start: time.Now()}
 	s, err := scanTree(ctx, t, saved.Start)
@@ -61,29 +62,28 @@ func (r *Repo) Save(ctx context.Context, server string, t Tree, progress func(re
 	saved.Skipped, saved.root, saved.table = s.skipped, s.root, s.table
 
 	var stored atomic.Int64
-	ctx = withLog(ctx, r.opts.Log)
+	var written packs
+	ctx = written.watch(withLog(ctx, r.opts.Log))
 	_, w, err := r.rep.NewDirectWriter(ctx, repo.WriteSessionOptions{Purpose: "save", OnUpload: func(n int64) { stored.Add(n) }})
 	if err != nil {
 		return nil, r.where.explain("cannot write into the repository", err)
 	}
 	defer w.Close(context.WithoutCancel(ctx))
 
-	u := &upload{w: w, progress: reporter("save", s.bytes, progress)}
-	if err := u.run(ctx, s); err != nil {
-		if ctx.Err() != nil {
-			// The next attempt finds what is uploaded only if the index says so.
-			late, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
-			defer cancel()
-			w.Flush(late)
-			return nil, context.Cause(ctx)
-		}
+	u := &upload{w: w, written: &written, progress: reporter("save", s.bytes, progress)}
+	err = u.run(ctx, s)
+	if err == nil {
+		err = u.flush(ctx)
+	}
+	if err != nil {
+		u.giveUp(ctx, r.opts.Log)
 		var local *localError
-		if errors.As(err, &local) {
+		switch {
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case errors.As(err, &local):
 			return nil, unreadable(local.err)
 		}
-		return nil, r.where.explain("cannot write into the repository", err)
-	}
-	if err := w.Flush(ctx); err != nil {
 		return nil, r.where.explain("cannot write into the repository", err)
 	}
 	u.progress.finish()
@@ -113,6 +113,7 @@ func unreadable(err error) error {
 // upload is one Save at work.
 type upload struct {
 	w        repo.DirectRepositoryWriter
+	written  *packs
 	progress *progress
 	async    int
 	files    int
@@ -235,7 +236,29 @@ func (u *upload) flushNow(ctx context.Context, n int64) error {
 	}
 	defer u.flushing.Unlock()
 	u.unflushed.Store(0)
-	return u.w.Flush(ctx)
+	return u.flush(ctx)
+}
+
+func (u *upload) flush(ctx context.Context) error {
+	err := u.w.Flush(ctx)
+	if err == nil {
+		u.written.flushed()
+	}
+	return err
+}
+
+// giveUp ends a save that failed. The next attempt finds what is uploaded only if the
+// index says so; what does not get into the index is useless.
+func (u *upload) giveUp(ctx context.Context, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
+	defer cancel()
+	err := u.flush(ctx)
+	if err != nil {
+		err = u.written.discard(ctx, u.w.BlobStorage())
+	}
+	if err != nil && log != nil {
+		log.Warn("what a failed save has uploaded stays until maintenance finds it", "error", err)
+	}
 }
 
 // directory writes the directories from the leaves up; files are saved by then.
