@@ -20,7 +20,8 @@ import (
 // stand is what a user's machine is: a server on a volume, a configuration, a repository.
 // Commands are run as the user would, from the binary on the PATH.
 type stand struct {
-	t      *testing.T
+	t      *testing.T // of the subtest that runs
+	whole  *testing.T // at whose end the server goes
 	volume *guest.Volume
 	server *guest.Server
 	config string
@@ -44,7 +45,7 @@ func newStand(t *testing.T, kind, server string, o standOptions) *stand {
 	if kind == "btrfs" {
 		disk = 1
 	}
-	s := &stand{t: t, dir: workDir(t)}
+	s := &stand{t: t, whole: t, dir: workDir(t)}
 	s.volume = guest.NewVolume(t, guest.VolumeSpec{Kind: kind, Disk: disk, Bytes: 1 << 30})
 	s.server = guest.StartServer(t, guest.ServerSpec{Name: server, DataDir: filepath.Join(s.volume.Path, "mysql"), Args: o.args})
 	s.config = filepath.Join(s.dir, "respaldo.toml")
