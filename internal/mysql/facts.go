@@ -23,8 +23,8 @@ type Facts struct {
 	// the number; empty when the binlog is off.
 	BinlogDir, BinlogBase string
 	BinlogIndex           string // the index file, absolute
-	// BinlogElsewhere tells that the binlogs do not lie below the data directory, so that
-	// an image of it needs their tail (OpenBinlogTail).
+	// BinlogElsewhere tells that the binlogs do not lie in the data directory, or on a
+	// filesystem mounted below it, so that an image needs their tail (OpenBinlogTail).
 	BinlogElsewhere bool
 
 	// Engines of user tables, the largest first. What SQL did not show us (SeesAllTables)

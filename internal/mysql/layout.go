@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"syscall"
 
 	respaldo "github.com/respaldo-backup/respaldo"
 )
@@ -185,8 +186,14 @@ func (f *Facts) binlogs(l *layouter) {
 	if filepath.Dir(f.BinlogIndex) != f.BinlogDir {
 		l.add(respaldo.BinlogRole, f.BinlogIndex)
 	}
-	f.BinlogElsewhere = !isBelow(realPath(f.BinlogDir), l.realData)
+	f.BinlogElsewhere = !isBelow(realPath(f.BinlogDir), l.realData) || !sameFilesystem(f.BinlogDir, l.realData)
 	f.BinlogEncrypted = f.On("binlog_encryption") || f.On("encrypt_binlog")
+}
+
+// sameFilesystem tells a folder of its own from a mount below the data directory.
+func sameFilesystem(a, b string) bool {
+	var sa, sb syscall.Stat_t
+	return syscall.Stat(a, &sa) != nil || syscall.Stat(b, &sb) != nil || sa.Dev == sb.Dev
 }
 
 // relayLogs matter only on a replica; other servers name a path that does not exist.

@@ -250,6 +250,9 @@ func verdict(broken, fnErr, unlockErr error) error {
 func (l *lock) notGranted(err error) error {
 	e := &respaldo.Error{Kind: respaldo.LockTimeout, What: fmt.Sprintf("the lock was not granted within %s", l.budget),
 		Hint: "run again when the server is less busy, or give --max-lock more time", Err: err}
+	if l.mode == respaldo.LockBackup {
+		e.Hint += "; does another backup (mariadb-backup) run?"
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	// What would be no obstacle to BACKUP STAGE at first sight may have been one all the same.

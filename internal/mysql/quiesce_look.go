@@ -66,15 +66,14 @@ func (s *Server) blockers(ctx context.Context, q queryer, mode respaldo.LockMode
 	}
 	active := 0
 	for _, p := range list {
-		if !isUserStatement(p) || isNap(p) {
+		if !isActive(p) {
 			continue
 		}
 		active++
 		seconds, _ := strconv.Atoi(p["time"])
-		if seconds < longSeconds || !s.standsInTheWay(p, mode) {
-			continue
+		if seconds >= longSeconds && standsInTheWay(s.version.Flavor, p, mode) {
+			found = append(found, statementOf(p, seconds))
 		}
-		found = append(found, statementOf(p, seconds))
 	}
 	locked, unsure, err := s.lockTables(ctx, q, active)
 	if err != nil {
@@ -85,38 +84,49 @@ func (s *Server) blockers(ctx context.Context, q queryer, mode respaldo.LockMode
 	return found, unsure, nil
 }
 
-// isUserStatement leaves out sleepers, replication, the event scheduler and ourselves.
-func isUserStatement(p row) bool {
+// isActive leaves out whoever holds no table for sure: sleepers, those who send binlogs,
+// and ourselves. Replication's threads and events are in.
+func isActive(p row) bool {
 	switch p["command"] {
-	case "Query", "Execute", "Prepare", "Fetch", "Field List", "Init DB":
-	default:
+	case "Sleep", "Daemon", "Binlog Dump", "Binlog Dump GTID":
 		return false
 	}
-	info := p["info"]
-	return info != "" && p["user"] != "event_scheduler" && info != lookStatement
+	return p["info"] != lookStatement && !isNap(p)
 }
 
 var (
-	readsOnly    = regexp.MustCompile(`(?is)^[\s(]*(/\*.*?\*/\s*)*(select|show|desc|describe|explain|analyze\s+(format|select)|with)\b`)
+	readsOnly    = regexp.MustCompile(`(?is)^(\s|\(|/\*.*?\*/)*(select|show|desc|describe|explain|with)\b`)
 	writes       = regexp.MustCompile(`(?is)\b(insert|update|delete|replace)\b`)
+	changesTable = regexp.MustCompile(`(?is)^\s*(/\*.*?\*/\s*)*(alter|create|drop|rename|truncate|optimize|repair|analyze)\b`)
 	holdsNoTable = regexp.MustCompile(`(?is)^\s*(select|do)\b`)
 	fromTable    = regexp.MustCompile(`(?i)\bfrom\b`)
 )
 
-// isNap tells SELECT SLEEP() and DO GET_LOCK() from others: they hold no table.
+// isNap tells SELECT SLEEP() and DO GET_LOCK() from others.
 func isNap(p row) bool {
-	return (p["state"] == "User sleep" || p["state"] == "User lock") && len(p["info"]) < lookLength && holdsNoTable.MatchString(p["info"]) && !fromTable.MatchString(p["info"])
+	return (p["state"] == "User sleep" || p["state"] == "User lock") &&
+		len(p["info"]) < lookLength && holdsNoTable.MatchString(p["info"]) && !fromTable.MatchString(p["info"])
 }
 
-func (s *Server) standsInTheWay(p row, mode respaldo.LockMode) bool {
-	if s.version.Flavor == respaldo.MySQL {
+// standsInTheWay judges a statement that has run for long. "Killed" ones are among them: they
+// roll back.
+func standsInTheWay(flavor respaldo.Flavor, p row, mode respaldo.LockMode) bool {
+	text := p["info"]
+	if text == "" {
+		return false
+	}
+	if p["user"] == "system user" && !changesTable.MatchString(text) {
+		// Of a replica's applier the server tells how far it lags, not how long the statement runs.
+		return false
+	}
+	if flavor == respaldo.MySQL {
 		return true
 	}
 	if mode == respaldo.LockBackup {
 		return false
 	}
-	read := readsOnly.MatchString(p["info"]) && !(strings.HasPrefix(strings.ToLower(strings.TrimSpace(p["info"])), "with") && writes.MatchString(p["info"]))
-	return !read
+	reads := readsOnly.MatchString(text) && !writes.MatchString(text) // WITH … UPDATE, SELECT … FOR UPDATE
+	return !reads
 }
 
 func statementOf(p row, seconds int) Statement {

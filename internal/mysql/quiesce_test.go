@@ -409,6 +409,49 @@ func testDDL(t *testing.T, b *box, s *Server, req QuiesceRequest) {
 	}
 }
 
+// TestStandsInTheWay has what processlists show that no short test can bring about.
+func TestStandsInTheWay(t *testing.T) {
+	const backup, global = respaldo.LockBackup, respaldo.LockGlobal
+	for _, c := range []struct {
+		p              row
+		active         bool
+		mysql, mariadb bool // in the way of FLUSH TABLES WITH READ LOCK
+	}{
+		{row{"command": "Query", "user": "app", "info": "UPDATE t SET a=1"}, true, true, true},
+		{row{"command": "Query", "user": "app", "info": "SELECT * FROM t"}, true, true, false},
+		{row{"command": "Execute", "user": "app", "info": "/* report */ (SELECT 1 FROM t)"}, true, true, false},
+		{row{"command": "Query", "user": "app", "info": "WITH x AS (SELECT 1) DELETE FROM t"}, true, true, true},
+		{row{"command": "Query", "user": "app", "info": "SELECT SLEEP(100)", "state": "User sleep"}, false, true, false},
+		{row{"command": "Query", "user": "app", "info": "DO GET_LOCK('a', 100)", "state": "User lock"}, false, true, true},
+		{row{"command": "Query", "user": "app", "info": "SELECT SLEEP(1) FROM t", "state": "User sleep"}, true, true, false},
+		{row{"command": "Query", "user": "app", "info": "SELECT SLEEP(1) AS " + strings.Repeat("x", 81), "state": "User sleep"}, true, true, false}, // cut: it may go on with FROM
+		{row{"command": "Killed", "user": "app", "info": "DELETE FROM t", "state": "query end"}, true, true, true},
+		{row{"command": "Connect", "user": "app", "info": "INSERT INTO t SELECT 1"}, true, true, true}, // an event
+		{row{"command": "Connect", "user": "system user", "info": "INSERT INTO t VALUES (1)"}, true, false, false},
+		{row{"command": "Slave_SQL", "user": "system user", "info": "ALTER TABLE t ADD COLUMN a INT"}, true, true, true},
+		{row{"command": "Connect", "user": "system user", "info": "", "state": "Waiting for master to send event"}, true, false, false},
+		{row{"command": "Sleep", "user": "app"}, false, false, false},
+		{row{"command": "Binlog Dump GTID", "user": "repl"}, false, false, false},
+		{row{"command": "Daemon", "user": "event_scheduler", "state": "Waiting on empty queue"}, false, false, false},
+	} {
+		if got := isActive(c.p); got != c.active {
+			t.Errorf("active %t: %v", got, c.p)
+		}
+		if !c.active {
+			continue
+		}
+		if got := standsInTheWay(respaldo.MySQL, c.p, global); got != c.mysql {
+			t.Errorf("in the way on MySQL %t: %v", got, c.p)
+		}
+		if got := standsInTheWay(respaldo.MariaDB, c.p, global); got != c.mariadb {
+			t.Errorf("in the way on MariaDB %t: %v", got, c.p)
+		}
+		if standsInTheWay(respaldo.MariaDB, c.p, backup) {
+			t.Errorf("in the way of BACKUP STAGE: %v", c.p)
+		}
+	}
+}
+
 // TestLiterals keeps customers' data and passwords out of messages.
 func TestLiterals(t *testing.T) {
 	for text, want := range map[string]string{
