@@ -42,6 +42,9 @@ func (s *Site) Backup(ctx context.Context) (made Made, err error) {
 	if err := outlook.Refusal(); err != nil {
 		return made, err
 	}
+	for _, warning := range outlook.Warnings {
+		s.Report.Warn(warning)
+	}
 
 	frozen, err := op.freeze(ctx, outlook, keep{})
 	if err != nil {
@@ -80,6 +83,9 @@ func (s *Site) Backup(ctx context.Context) (made Made, err error) {
 // saveAndProve works while the snapshot lives. The proof comes after the copy: on thick
 // LVM there is one snapshot only, and the instance writes into it.
 func (op *operation) saveAndProve(ctx context.Context, f *frozen, m *respaldo.Manifest, r *repo.Repo) (*repo.Saved, respaldo.Proof, error) {
+	if err := op.gather(ctx, f); err != nil {
+		return nil, respaldo.Proof{}, err
+	}
 	saved, err := op.save(ctx, f, m, r)
 	if err != nil {
 		return nil, respaldo.Proof{}, err

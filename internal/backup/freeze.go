@@ -68,11 +68,16 @@ func (op *operation) freeze(ctx context.Context, o *Outlook, k keep) (*frozen, e
 	}
 	op.Report.Step("snapshot", fmt.Sprintf("%s at %s; writers held %s (%s)", request.Name, f.quiesced.Coordinates,
 		secondsOf(f.quiesced.HeldSeconds), f.quiesced.Mode))
+	return f, nil
+}
+
+// gather copies what an image needs and the snapshot does not hold.
+func (op *operation) gather(ctx context.Context, f *frozen) (err error) {
 	if err := op.copyTail(ctx, f); err != nil {
-		return nil, err
+		return err
 	}
-	f.live, err = op.copyLive(ctx, o.Covers)
-	return f, err
+	f.live, err = op.copyLive(ctx, f.covers)
+	return err
 }
 
 // quiesceAndTake is the part that writers wait for. Between the lock and its release there

@@ -72,17 +72,23 @@ type operation struct {
 	ledger  *ledger.Ledger
 }
 
-// begin excludes other operations on this server, then sweeps what a dead run left.
+// begin excludes other operations on this server, then sweeps what a dead run left. What
+// cannot be removed stops it only if it stands in the way.
 func (s *Site) begin(ctx context.Context, name string) (*operation, error) {
 	op, err := s.open(name)
 	if err != nil {
 		return nil, err
 	}
-	if swept, err := op.sweep(ctx); err != nil {
+	swept, err := op.sweep(ctx)
+	if len(swept.Removed) > 0 {
+		s.Report.Warn("an earlier operation had ended abruptly; cleaned up " + swept.summary())
+	}
+	if err != nil && !swept.Harmless {
 		op.ledger.Close()
 		return nil, err
-	} else if len(swept.Removed) > 0 {
-		s.Report.Warn("an earlier operation had ended abruptly; cleaned up " + swept.summary())
+	}
+	if err != nil { // a shell in an old mount is no reason to have no backup tonight
+		s.Report.Warn(err.Error() + "; see respaldo cleanup")
 	}
 	return op, nil
 }

@@ -36,6 +36,9 @@ type Swept struct {
 	// Incomplete are directories that an interrupted restore left half-written. They are
 	// the user's to keep or delete: a cleanup deletes no data directory.
 	Incomplete []string `json:"incomplete,omitempty"`
+	// Harmless tells that no device is suspended: what could not be removed is in the way
+	// of nobody but the disk's space.
+	Harmless bool `json:"-"`
 }
 
 func (s *Swept) removed(kind, name string) {
@@ -67,10 +70,11 @@ func (s *Site) Cleanup(ctx context.Context) (swept Swept, err error) {
 // It runs under the server's exclusion, so nothing it finds belongs to a living operation.
 func (op *operation) sweep(ctx context.Context) (swept Swept, err error) {
 	leftovers := op.ledger.Leftovers()
-	steps := []func(context.Context, []ledger.Entry, *Swept) error{
-		op.resumeVolumes, op.killInstances, op.unmountAll, op.removeSnapshots, op.removeScratch,
-	}
-	for _, step := range steps {
+	err = op.resumeVolumes(ctx, leftovers)
+	swept.Harmless = err == nil
+	for _, step := range []func(context.Context, []ledger.Entry, *Swept) error{
+		op.killInstances, op.unmountAll, op.removeSnapshots, op.removeScratch,
+	} {
 		err = joinErrors(err, step(ctx, leftovers, &swept))
 	}
 	if err != nil {
@@ -90,7 +94,7 @@ func (op *operation) sweep(ctx context.Context) (swept Swept, err error) {
 
 // resumeVolumes waits for a volume command that outlived its run, since ending it midway
 // is what leaves an origin suspended; and resumes devices that somebody else's kill left so.
-func (op *operation) resumeVolumes(ctx context.Context, entries []ledger.Entry, _ *Swept) error {
+func (op *operation) resumeVolumes(ctx context.Context, entries []ledger.Entry) error {
 	var failed error
 	for _, e := range entries {
 		if e.Kind != kindSnapshot {
