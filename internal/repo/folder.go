@@ -9,11 +9,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kopia/kopia/repo/blob"
 	"github.com/kopia/kopia/repo/blob/sharded"
+	"github.com/kopia/kopia/repo/content"
 	"github.com/kopia/kopia/repo/format"
+	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
 )
@@ -27,7 +30,16 @@ type folderStorage struct {
 	blob.DefaultProviderImplementation
 }
 
-type folderFiles struct{ root string }
+// folderFiles reads and writes the blobs. Packs are brought to the disk together, before
+// anything that may refer to them is written: waiting for each would stop the compression
+// every 20 MB.
+type folderFiles struct {
+	root string
+
+	mu       sync.Mutex
+	unsynced map[string]bool // packs, and directories with new entries
+	lost     error           // a pack that could not be synced: what was written of it is unknown for good
+}
 
 func openFolder(path string, create bool) (blob.Storage, error) {
 	if create {
@@ -40,13 +52,14 @@ func openFolder(path string, create bool) (blob.Storage, error) {
 	} else if !info.IsDir() {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: errors.New("not a directory")}
 	}
-	return &folderStorage{Storage: sharded.New(folderFiles{path}, path, sharded.Options{}, create)}, nil
+	files := &folderFiles{root: path, unsynced: map[string]bool{}}
+	return &folderStorage{Storage: sharded.New(files, path, sharded.Options{}, create)}, nil
 }
 
 func (s *folderStorage) ConnectionInfo() blob.ConnectionInfo { return blob.ConnectionInfo{} } // see watched
 func (s *folderStorage) DisplayName() string                 { return s.RootPath }
 
-func (folderFiles) GetBlobFromPath(ctx context.Context, _, path string, offset, length int64, out blob.OutputBuffer) error {
+func (s *folderFiles) GetBlobFromPath(ctx context.Context, _, path string, offset, length int64, out blob.OutputBuffer) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -68,7 +81,7 @@ func (folderFiles) GetBlobFromPath(ctx context.Context, _, path string, offset, 
 	return blob.EnsureLengthExactly(out.Length(), length)
 }
 
-func (folderFiles) GetMetadataFromPath(_ context.Context, _, path string) (blob.Metadata, error) {
+func (s *folderFiles) GetMetadataFromPath(_ context.Context, _, path string) (blob.Metadata, error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return blob.Metadata{}, blob.ErrBlobNotFound
@@ -78,14 +91,45 @@ func (folderFiles) GetMetadataFromPath(_ context.Context, _, path string) (blob.
 	return blob.Metadata{Length: info.Size(), Timestamp: info.ModTime()}, nil
 }
 
-// PutBlobInPath returns when the blob would survive a power loss.
-func (s folderFiles) PutBlobInPath(ctx context.Context, dir, path string, data blob.Bytes, opts blob.PutOptions) (err error) {
+// PutBlobInPath returns when the blob would survive a power loss, packs excepted.
+func (s *folderFiles) PutBlobInPath(ctx context.Context, dir, path string, data blob.Bytes, opts blob.PutOptions) error {
 	if opts.HasRetentionOptions() || opts.DoNotRecreate {
 		return blob.ErrUnsupportedPutBlobOption
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	name, err := filepath.Rel(s.root, path)
+	if err != nil {
+		return err
+	}
+	pack := strings.HasPrefix(name, string(content.PackBlobIDPrefixRegular)) || strings.HasPrefix(name, string(content.PackBlobIDPrefixSpecial))
+	if !pack {
+		if err := s.sync(); err != nil {
+			return err
+		}
+	}
+	if err := s.write(dir, path, data, pack, opts.SetModTime); err != nil {
+		return err
+	}
+	s.note(path, dir)
+	if !pack {
+		if err := s.sync(); err != nil {
+			return err
+		}
+	}
+	if opts.GetModTime != nil {
+		info, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		*opts.GetModTime = info.ModTime()
+	}
+	return nil
+}
+
+// write makes a file, whole or not at all.
+func (s *folderFiles) write(dir, path string, data blob.Bytes, start bool, mtime time.Time) (err error) {
 	// "….tmp.…" is what kopia calls its own, and skips when it lists.
 	f, err := os.CreateTemp(dir, filepath.Base(path)+".tmp.*")
 	if errors.Is(err, fs.ErrNotExist) {
@@ -102,36 +146,48 @@ func (s folderFiles) PutBlobInPath(ctx context.Context, dir, path string, data b
 		}
 	}()
 	_, err = data.WriteTo(f)
-	if err == nil {
+	if err == nil && start {
+		// Begin to write it out now; it will be waited for later. Not every file system can.
+		unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+	} else if err == nil {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if !opts.SetModTime.IsZero() {
-		if err := os.Chtimes(f.Name(), opts.SetModTime, opts.SetModTime); err != nil {
+	if !mtime.IsZero() {
+		if err := os.Chtimes(f.Name(), mtime, mtime); err != nil {
 			return err
 		}
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	if err := syncPath(dir); err != nil {
-		return err
-	}
-	if opts.GetModTime != nil {
-		info, err := os.Stat(path)
-		if err != nil {
-			return err
-		}
-		*opts.GetModTime = info.ModTime()
-	}
-	return nil
+	return os.Rename(f.Name(), path)
 }
 
-// makeDirs makes dir and what lacks above it, durably, but never the repository's own
-// folder: when that is gone, its file system is not mounted.
-func (s folderFiles) makeDirs(dir string) error {
+func (s *folderFiles) note(paths ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range paths {
+		s.unsynced[p] = true
+	}
+}
+
+// sync brings to the disk what is not there yet.
+func (s *folderFiles) sync() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for path := range s.unsynced {
+		if err := syncPath(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			// The kernel says so once and then calls the file clean.
+			s.lost = errors.Join(s.lost, err)
+		}
+		delete(s.unsynced, path)
+	}
+	return s.lost
+}
+
+// makeDirs makes dir and what lacks above it, but never the repository's own folder: when
+// that is gone, its file system is not mounted.
+func (s *folderFiles) makeDirs(dir string) error {
 	if dir == s.root {
 		return &fs.PathError{Op: "open", Path: dir, Err: fs.ErrNotExist}
 	}
@@ -144,17 +200,18 @@ func (s folderFiles) makeDirs(dir string) error {
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return syncPath(filepath.Dir(dir))
+	s.note(filepath.Dir(dir))
+	return nil
 }
 
-func (folderFiles) DeleteBlobInPath(_ context.Context, _, path string) error {
+func (s *folderFiles) DeleteBlobInPath(_ context.Context, _, path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
 }
 
-func (folderFiles) ReadDir(ctx context.Context, dir string) ([]os.FileInfo, error) {
+func (s *folderFiles) ReadDir(ctx context.Context, dir string) ([]os.FileInfo, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}

@@ -110,6 +110,10 @@ func Create(ctx context.Context, cfg Config, password string, o Options) (*Repo,
 	if err != nil {
 		return nil, where.explain("cannot create the repository", err)
 	}
+	// What is cached of an earlier repository in the same place is of no use.
+	if err := os.RemoveAll(cacheOf(where, o)); err != nil {
+		return nil, noCache(err)
+	}
 	r, err := Open(ctx, cfg, password, o)
 	if err != nil {
 		return nil, err
@@ -170,9 +174,7 @@ func Open(ctx context.Context, cfg Config, password string, o Options) (*Repo, e
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256([]byte(where.key()))
-	r := &Repo{cfg: cfg, where: where, password: password, opts: o,
-		dir: filepath.Join(o.CacheDir, hex.EncodeToString(sum[:8]))}
+	r := &Repo{cfg: cfg, where: where, password: password, opts: o, dir: cacheOf(where, o)}
 	r.rep, err = r.open(withLog(ctx, o.Log), "repository", &content.CachingOptions{
 		CacheDirectory:              filepath.Join(r.dir, "cache"),
 		MetadataCacheSizeBytes:      metadataCacheBytes,
@@ -225,6 +227,12 @@ func (r *Repo) open(ctx context.Context, name string, caching *content.CachingOp
 		return nil, fmt.Errorf("repository %s: kopia gave a %T", r.where.name, rep)
 	}
 	return direct, nil
+}
+
+// cacheOf is the directory below CacheDir for one repository.
+func cacheOf(where location, o Options) string {
+	sum := sha256.Sum256([]byte(where.key()))
+	return filepath.Join(o.CacheDir, hex.EncodeToString(sum[:8]))
 }
 
 func noCache(err error) error {
