@@ -18,7 +18,8 @@ import (
 
 const (
 	server     = "mariadb-10.11"
-	writers    = 2
+	writers    = 3
+	pace       = 100 * time.Millisecond // of each writer's transactions: the lab has one processor
 	patience   = 30 * time.Second // for what should come about at once
 	dataDir    = "/srv/db/mysql"
 	restoreDir = "/srv/db/restored"
@@ -101,7 +102,7 @@ func (d *demo) setUp() {
 	if err != nil {
 		d.Fatal(err)
 	}
-	d.load = guest.StartLoad(d, d.origin, writers)
+	d.load = guest.StartLoadEvery(d, d.origin, writers, pace)
 	d.load.Moves(d, patience)
 	d.before = guest.Look(d)
 
@@ -111,7 +112,7 @@ func (d *demo) setUp() {
 	}
 	d.say("A machine with one server, %s. Its data lies on a logical volume,\nand %d clients write to it all the time, until the end.", version, writers)
 	d.do("lvs")
-	d.do("mysql", "--table", "-e", "SELECT table_name, engine, table_rows FROM information_schema.tables WHERE table_schema = 'shop'")
+	d.do("mysql", "--table", "-e", "SELECT table_name, engine, table_rows FROM information_schema.tables WHERE table_schema = 'shop' ORDER BY 1")
 }
 
 // fill makes tables of 20 MB or so, with contents that do not compress to nothing.
@@ -142,7 +143,7 @@ func (d *demo) backUp() {
 	d.begun = d.load.Begun()
 	longest := d.load.LongestWait()
 	d.measure("writers", "writers", text)
-	d.measured = append(d.measured, [2]string{"longest write", fmt.Sprintf("%s for one transaction, while the backup ran", longest.Round(time.Millisecond))})
+	d.measured = append(d.measured, [2]string{"longest write", fmt.Sprintf("%.3g s for one transaction, while the backup ran", longest.Seconds())})
 	d.measure("snapshot", "snapshot", text)
 	d.measure("data", "data", text)
 	d.measure("proof", "proof", text)
@@ -172,7 +173,7 @@ func (d *demo) restore() {
 	d.say("A second server is started on the restored files, and its tables are compared:")
 	start := time.Now()
 	restored := guest.StartServer(d, guest.ServerSpec{Name: server, DataDir: restoreDir})
-	d.measured = append(d.measured, [2]string{"restored server", fmt.Sprintf("accepted connections %s after its start", time.Since(start).Round(10*time.Millisecond))})
+	d.measured = append(d.measured, [2]string{"restored server", fmt.Sprintf("accepted connections %.3g s after its start", time.Since(start).Seconds())})
 	d.compareTables(atRest(guest.Checksums(d, restored.DB)))
 	d.compareWriters(restored)
 
@@ -183,7 +184,8 @@ func (d *demo) restore() {
 		d.Errorf("the restored server did not stop: %v", err)
 	}
 	d.before.NothingLeft(d)
-	d.say("\nAnd nothing is left behind, no snapshot, mount or process:")
+	fmt.Fprintln(d.out)
+	d.say("And nothing is left behind, no snapshot, mount or process:")
 	d.do("lvs")
 }
 

@@ -28,7 +28,7 @@ func demo(ctx context.Context, disks []lab.Disk) (int, error) {
 func looks() []string {
 	columns, _, err := term.GetSize(int(os.Stdout.Fd()))
 	if err != nil {
-		return []string{"NO_COLOR=1", "COLUMNS=120"}
+		return []string{"NO_COLOR=1", "COLUMNS=132"}
 	}
 	env := []string{"COLUMNS=" + strconv.Itoa(max(columns, 40))}
 	if plain := os.Getenv("NO_COLOR"); plain != "" || os.Getenv("TERM") == "dumb" {
