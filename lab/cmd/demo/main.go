@@ -20,7 +20,7 @@ const (
 	server     = "mariadb-10.11"
 	writers    = 3
 	pace       = 100 * time.Millisecond // of each writer's transactions: the lab has one processor
-	patience   = 30 * time.Second // for what should come about at once
+	patience   = 30 * time.Second       // for what should come about at once
 	dataDir    = "/srv/db/mysql"
 	restoreDir = "/srv/db/restored"
 	repository = "/srv/backup/repository"
