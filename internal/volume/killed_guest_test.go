@@ -33,6 +33,29 @@ func (r *refuseToRun) Run(ctx context.Context, c run.Cmd) (run.Result, error) {
 	return r.Runner.Run(ctx, c)
 }
 
+// commandLines returns what makes lvcreate's or lvremove's argv for a snapshot, as we
+// call them; for lvremove the snapshot is there then.
+func commandLines(t *testing.T, path, program string) func(name string) []string {
+	t.Helper()
+	spy := &refuseToRun{Runner: run.Local{}, program: program}
+	origin := find(t, &volume.System{Run: spy}, path)
+	return func(name string) []string {
+		t.Helper()
+		p, err := origin.Prepare(t.Context(), volume.Request{Name: name, Server: "killed", Bytes: 16 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		snap, err := p.Take(t.Context())
+		if program == "lvremove" && err == nil {
+			err = snap.Remove(t.Context())
+		}
+		if err == nil || spy.argv == nil {
+			t.Fatalf("%s was not called: %v", program, err)
+		}
+		return spy.argv
+	}
+}
+
 // TestKilledCommand kills lvcreate and lvremove, as we call them, right after calls by
 // which they change something. After each, writers get on, the leftover is found by its
 // tag and removed, and neither LVM nor the kernel keeps a trace. With RESPALDO_SOAK set
@@ -44,18 +67,22 @@ func TestKilledCommand(t *testing.T) {
 				v := guest.NewVolume(t, guest.VolumeSpec{Kind: kind, Bytes: 128 << 20})
 				sys := system(t)
 				origin := find(t, sys, v.Path)
-				calls := killAfter(t, 0, argvOf(t, origin, program, "whole"))
+				argv := commandLines(t, v.Path, program)
+				calls := killAfter(t, 0, argv("whole"))
 				remove(t, sys, "whole")
 				t.Logf("%s makes these calls: %q", program, calls)
 				before := guest.Look(t)
 				for _, n := range worthKilling(t, calls) {
 					name := fmt.Sprintf("kill%d", n)
-					what := fmt.Sprint(n, " ", killAfter(t, n, argvOf(t, origin, program, name))[n-1])
+					what := fmt.Sprint(n, " ", killAfter(t, n, argv(name))[n-1])
 					recovered(t, sys, v, origin.Describe(), name, what)
 					before.NothingLeft(t)
 					if t.Failed() {
 						t.Fatalf("after %s", what)
 					}
+				}
+				if out := guest.Run(t, "vgck", v.Group); strings.TrimSpace(out) != "" {
+					t.Errorf("vgck says %s", out)
 				}
 			})
 		}
@@ -101,33 +128,6 @@ func worthKilling(t *testing.T, calls []string) []int {
 	return slices.Compact(chosen)
 }
 
-func argvOf(t *testing.T, origin volume.Volume, program, name string) []string {
-	t.Helper()
-	ctx := t.Context()
-	if program == "lvcreate" {
-		spy := &refuseToRun{Runner: run.Local{}, program: program}
-		o := find(t, &volume.System{Run: spy}, origin.Describe().MountPoint)
-		p, err := o.Prepare(ctx, volume.Request{Name: name, Server: "killed", Bytes: 16 << 20})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := p.Take(ctx); err == nil {
-			t.Fatal("the spy let lvcreate run")
-		}
-		return spy.argv
-	}
-	take(t, origin, volume.Request{Name: name, Server: "killed", Bytes: 16 << 20})
-	spy := &refuseToRun{Runner: run.Local{}, program: program}
-	again, err := (&volume.System{Run: spy}).Lookup(ctx, name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if again.Remove(ctx) == nil {
-		t.Fatal("the spy let lvremove run")
-	}
-	return spy.argv
-}
-
 // recovered does what cleanup does, and then asks for what a user would.
 func recovered(t *testing.T, sys *volume.System, v *guest.Volume, origin respaldo.Volume, name, what string) {
 	t.Helper()
@@ -164,9 +164,6 @@ func recovered(t *testing.T, sys *volume.System, v *guest.Volume, origin respald
 		if err := snap.Remove(ctx); err != nil {
 			t.Errorf("killed after %s: %v", what, err)
 		}
-	}
-	if out := guest.Run(t, "vgck", v.Group); strings.TrimSpace(out) != "" {
-		t.Errorf("killed after %s: vgck says %s", what, out)
 	}
 }
 
