@@ -40,12 +40,12 @@ func testQuiesce(t *testing.T, b *box) {
 			t.Run("fn fails", func(t *testing.T) { testFnFails(t, b, s, quiet(f, mode)) })
 			t.Run("budget", func(t *testing.T) { testBudget(t, b, s, quiet(f, mode)) })
 			t.Run("killed", func(t *testing.T) { testKilled(t, b, s, quiet(f, mode)) })
-			t.Run("frozen", func(t *testing.T) { testFrozen(t, b, s, quiet(f, mode)) })
 			t.Run("interrupted", func(t *testing.T) { testInterrupted(t, b, s, quiet(f, mode)) })
 			t.Run("long select", func(t *testing.T) { testLongSelect(t, b, s, quiet(f, mode)) })
 			t.Run("lock tables", func(t *testing.T) { testLockTables(t, b, s, quiet(f, mode)) })
 		})
 	}
+	t.Run("frozen", func(t *testing.T) { testFrozen(t, b, s, quiet(f, modes[len(modes)-1])) })
 	t.Run("ddl", func(t *testing.T) { testDDL(t, b, s, quiet(f, respaldo.LockGlobal)) })
 	t.Run("no such lock", func(t *testing.T) {
 		if f.Version.Flavor == respaldo.MariaDB {
