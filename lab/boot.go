@@ -45,6 +45,9 @@ type Spec struct {
 	Terminal bool
 	Respaldo bool  // build the program, with crash points, and put it on the guest's PATH
 	Link     *Link // network card, joined to another guest's
+	// Skip is for RunTests: what it leaves out, as for go test -skip, because another test
+	// of the lab runs it.
+	Skip string
 }
 
 // Guest is a running guest.

@@ -126,7 +126,7 @@ func testSpec(t *testing.T, spec Spec, pkg, pattern string) Spec {
 		t.Fatal(err)
 	}
 	if asked := below(t.Name()); asked != "" {
-		pattern = asked
+		pattern, spec.Skip = asked, ""
 	}
 	if spec.Deadline == 0 {
 		spec.Deadline = defaultDeadline
@@ -136,7 +136,7 @@ func testSpec(t *testing.T, spec Spec, pkg, pattern string) Spec {
 	}
 	spec.Dir = path.Join("/src", pkg)
 	// The guest's own timeout comes first: it shows where every goroutine stands.
-	spec.Argv = []string{"/opt/lab/" + binary, "-test.v=test2json", "-test.run=" + pattern, "-test.timeout=" + (spec.Deadline - 10*time.Second).String()}
+	spec.Argv = []string{"/opt/lab/" + binary, "-test.v=test2json", "-test.run=" + pattern, "-test.timeout=" + (spec.Deadline - 10*time.Second).String(), "-test.skip=" + spec.Skip}
 	return spec
 }
 
