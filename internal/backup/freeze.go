@@ -28,6 +28,10 @@ type frozen struct {
 	live     map[string]string // what lies outside the snapshot → our copy of it
 }
 
+// patience is how long a moment without long statements is looked for, before the lock is
+// asked for. Nobody waits for us meanwhile.
+const patience = 10 * time.Second
+
 // keep says what becomes of a snapshot after its operation. The zero keep removes it.
 type keep struct {
 	kept bool
@@ -87,7 +91,7 @@ func (op *operation) quiesceAndTake(ctx context.Context, o *Outlook, pending vol
 		return err
 	}
 	var err error
-	f.quiesced, err = o.server.Quiesce(ctx, mysql.QuiesceRequest{Mode: o.Lock, Reason: o.LockReason, Budget: op.MaxLock, Facts: o.facts},
+	f.quiesced, err = o.server.Quiesce(ctx, mysql.QuiesceRequest{Mode: o.Lock, Reason: o.LockReason, Budget: op.MaxLock, Patience: patience, Facts: o.facts},
 		func(ctx context.Context, at respaldo.Coordinates) error {
 			ledger.Point("locked")
 			if f.snapshot, err = pending.Take(ctx); err != nil {

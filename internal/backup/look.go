@@ -119,7 +119,7 @@ func (op *operation) look(ctx context.Context) (*Outlook, error) {
 		return nil, err
 	}
 	o := &Outlook{Server: op.Server, Engines: engineNames(facts), Version: facts.Version, MaxLock: op.MaxLock.Seconds(), facts: facts, server: server}
-	o.Warnings = append(append(o.Warnings, facts.Warnings...), facts.Lost...)
+	o.Warnings = slices.Concat(server.Warnings(), facts.Warnings, facts.Lost)
 	o.refuse(errors.Join(facts.Refusals()...))
 	if o.Lock, o.LockReason, err = mysql.ChooseLock(facts, op.Lock); err != nil {
 		o.refuse(err)

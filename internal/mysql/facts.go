@@ -169,6 +169,13 @@ func (f *Facts) Refusals() []error {
 	if !v.AtLeast(respaldo.MySQL, 5, 6, 0) && !v.AtLeast(respaldo.MariaDB, 10, 2, 0) {
 		refuse(v.String()+" is too old", "MySQL 5.6 and MariaDB 10.2 are the oldest that are supported")
 	}
+	if f.Variables["innodb_flush_log_at_trx_commit"] == "0" {
+		// Measured on all five servers: under the lock, up to a second of acknowledged
+		// transactions is in the binlog and not yet in the redo log. FLUSH ENGINE LOGS
+		// does not help on MariaDB 10.5 and 10.11.
+		refuse("innodb_flush_log_at_trx_commit is 0: even under a lock, the last second's transactions would be missing from an image",
+			"SET GLOBAL innodb_flush_log_at_trx_commit = 2 (or 1), also in the server's option file")
+	}
 	if engine := f.Variables["binlog_storage_engine"]; engine != "" {
 		refuse("the binlog is kept in the storage engine "+engine+", which is not supported yet", "unset binlog_storage_engine")
 	}

@@ -122,6 +122,23 @@ func testGroupReplication(t *testing.T, b *box) {
 	b.exec(t, "STOP GROUP_REPLICATION")
 }
 
+// testUnflushedCommits: with the setting at 0 the last second is missing from any image
+// (TestImageWithoutTheLastCommitsIsNotProved makes one).
+func testUnflushedCommits(t *testing.T, b *box) {
+	s := b.server(t)
+	for value, refusals := range map[string]int{"0": 1, "2": 0, "1": 0} {
+		b.exec(t, "SET GLOBAL innodb_flush_log_at_trx_commit = "+value)
+		refused := mustFacts(t, s).Refusals()
+		if len(refused) != refusals {
+			t.Errorf("with %s refused: %v", value, refused)
+		}
+		for _, err := range refused {
+			mustBe(t, err, respaldo.Refused, "innodb_flush_log_at_trx_commit", "SET GLOBAL")
+		}
+	}
+	b.exec(t, "SET GLOBAL innodb_flush_log_at_trx_commit = 1")
+}
+
 func TestChooseLock(t *testing.T) {
 	version := func(flavor respaldo.Flavor, major, minor, patch int) *Facts {
 		return &Facts{Version: respaldo.Version{Flavor: flavor, Major: major, Minor: minor, Patch: patch}}

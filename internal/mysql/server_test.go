@@ -247,6 +247,7 @@ func TestServer(t *testing.T) {
 			t.Run("process", func(t *testing.T) { testProcess(t, b) })
 			t.Run("facts", func(t *testing.T) { testFacts(t, b) })
 			t.Run("layout", func(t *testing.T) { testLayout(t, b) })
+			t.Run("unflushed commits", func(t *testing.T) { testUnflushedCommits(t, b) })
 			t.Run("privileges", func(t *testing.T) { testPrivileges(t, b) })
 			t.Run("quiesce", func(t *testing.T) { testQuiesce(t, b) })
 			t.Run("TLS", func(t *testing.T) { testTLS(t, b) })
