@@ -9,8 +9,8 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// withLog sends kopia's log to ours. kopia's "info" is our "debug": what a user should
-// know, this package says itself.
+// withLog sends kopia's log to ours, all of it at debug level: it calls errors what it
+// also returns, and gives advice about the kopia program.
 func withLog(ctx context.Context, log *slog.Logger) context.Context {
 	if log == nil {
 		return ctx
@@ -22,15 +22,8 @@ func withLog(ctx context.Context, log *slog.Logger) context.Context {
 
 type slogCore struct{ log *slog.Logger }
 
-func slogLevel(l zapcore.Level) slog.Level {
-	if l >= zapcore.WarnLevel {
-		return slog.LevelWarn
-	}
-	return slog.LevelDebug
-}
-
-func (c slogCore) Enabled(l zapcore.Level) bool {
-	return c.log.Enabled(context.Background(), slogLevel(l))
+func (c slogCore) Enabled(zapcore.Level) bool {
+	return c.log.Enabled(context.Background(), slog.LevelDebug)
 }
 
 func (c slogCore) With(fields []zapcore.Field) zapcore.Core {
@@ -45,7 +38,7 @@ func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Chec
 }
 
 func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	c.log.Log(context.Background(), slogLevel(e.Level), e.Message, attrs(fields)...)
+	c.log.Debug(e.Message, append(attrs(fields), "severity", e.Level.String())...)
 	return nil
 }
 

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/kopia/kopia/repo"
 	"github.com/kopia/kopia/repo/content"
@@ -28,36 +31,72 @@ func newReader(rep repo.DirectRepository) *reader { return &reader{rep.ContentRe
 // 200 GB of different data.
 const memoryIndexBytes = 64 << 20
 
-// uncached opens the repository a second time, to read much: kopia would write every chunk
-// into its cache first, and what an earlier run has cached may be fine where the repository
-// is not. Only a big index makes it take a cache, of its own, so that the index is mapped and
-// not in memory.
-func (r *Repo) uncached(ctx context.Context) (*reader, func(), error) {
+// uncached is the repository opened a second time, to read much: kopia would write every
+// chunk into its cache first, and what an earlier run has cached may be fine where the
+// repository is not. Only a big index makes it take a cache, of its own, so that the index
+// is mapped and not in memory.
+type uncached struct {
+	mu  sync.Mutex
+	rep repo.DirectRepository
+	dir string
+}
+
+// reader returns a reader past the caches; Close ends it.
+func (r *Repo) reader(ctx context.Context) (*reader, error) {
+	u := &r.uncached
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.rep != nil {
+		if err := u.rep.Refresh(ctx); err != nil {
+			return nil, r.where.explain("cannot read the index of the repository", err)
+		}
+		return newReader(u.rep), nil
+	}
 	blobs, err := r.rep.IndexBlobs(ctx, false)
 	if err != nil {
-		return nil, nil, r.where.explain("cannot read the index of the repository", err)
+		return nil, r.where.explain("cannot read the index of the repository", err)
 	}
 	var index int64
 	for _, b := range blobs {
 		index += b.Length
 	}
+	r.sweep()
 	dir, err := os.MkdirTemp(r.dir, "read-*")
 	if err != nil {
-		return nil, nil, noCache(err)
+		return nil, noCache(err)
 	}
 	caching := &content.CachingOptions{}
 	if index > memoryIndexBytes {
 		caching = &content.CachingOptions{CacheDirectory: dir, MetadataCacheSizeBytes: 64 << 20, MetadataCacheSizeLimitBytes: 64 << 20}
 	}
-	rep, err := r.open(ctx, filepath.Join(filepath.Base(dir), "repository"), caching)
+	rep, err := r.open(context.WithoutCancel(ctx), filepath.Join(filepath.Base(dir), "repository"), caching)
 	if err != nil {
 		os.RemoveAll(dir)
-		return nil, nil, err
+		return nil, err
 	}
-	return newReader(rep), func() {
-		rep.Close(context.WithoutCancel(ctx))
-		os.RemoveAll(dir)
-	}, nil
+	u.rep, u.dir = rep, dir
+	return newReader(rep), nil
+}
+
+// sweep removes what killed processes left beside the caches. No restore takes a month.
+func (r *Repo) sweep() {
+	old, _ := filepath.Glob(filepath.Join(r.dir, "read-*"))
+	for _, dir := range old {
+		if info, err := os.Stat(dir); err == nil && time.Since(info.ModTime()) > 30*24*time.Hour {
+			os.RemoveAll(dir)
+		}
+	}
+}
+
+func (u *uncached) close(ctx context.Context) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.rep == nil {
+		return nil
+	}
+	err := errors.Join(u.rep.Close(ctx), os.RemoveAll(u.dir))
+	u.rep = nil
+	return err
 }
 
 // batchChunks is how many chunks one goroutine reads in a row: 2 MiB.

@@ -80,6 +80,7 @@ type Repo struct {
 	opts     Options
 	dir      string // ours under CacheDir
 	rep      repo.DirectRepository
+	uncached uncached
 }
 
 // Create makes a new, empty repository and opens it. It fails with ErrExists where there
@@ -241,7 +242,10 @@ func noCache(err error) error {
 }
 
 // Close releases the repository. Nothing is pending by then: each operation flushes.
-func (r *Repo) Close(ctx context.Context) error { return r.rep.Close(withLog(ctx, r.opts.Log)) }
+func (r *Repo) Close(ctx context.Context) error {
+	ctx = withLog(ctx, r.opts.Log)
+	return errors.Join(r.uncached.close(ctx), r.rep.Close(ctx))
+}
 
 // Name is the repository's place for people, without options.
 func (r *Repo) Name() string { return r.where.name }

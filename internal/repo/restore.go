@@ -47,11 +47,10 @@ func (r *Repo) Restore(ctx context.Context, b respaldo.Backup, targets map[strin
 	if err != nil {
 		return err
 	}
-	rd, done, err := r.uncached(ctx)
+	rd, err := r.reader(ctx)
 	if err != nil {
 		return err
 	}
-	defer done()
 	run := &restoring{r: r, rd: rd, backup: b.ID}
 	if err := rd.json(ctx, root, filesName, &run.table); err != nil {
 		return r.where.explain("cannot read a backup in", err)

@@ -33,11 +33,10 @@ type Damage struct {
 func (r *Repo) Verify(ctx context.Context, b respaldo.Backup, report func(respaldo.Progress)) (Verified, error) {
 	var v Verified
 	ctx = withLog(ctx, r.opts.Log)
-	rd, done, err := r.uncached(ctx)
+	rd, err := r.reader(ctx)
 	if err != nil {
 		return v, err
 	}
-	defer done()
 	root, err := r.root(ctx, b)
 	if err != nil {
 		return v, err
