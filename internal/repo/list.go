@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -92,8 +93,8 @@ func describe(id string, man *snapshot.Manifest) respaldo.Backup {
 }
 
 // Find returns the backup that an ID, a unique prefix of one, or Latest names, with its
-// whole manifest. Server "" looks among all servers' backups; Latest is refused there if
-// there are several servers. It fails with Kind NotFound where there is none.
+// whole manifest. Server "" looks among all servers' backups; Latest is this host's where it
+// has backups of one server, and refused where several could be meant. It fails with Kind NotFound where there is none.
 func (r *Repo) Find(ctx context.Context, server, id string) (respaldo.Backup, error) {
 	e, err := r.find(ctx, server, id)
 	if err != nil {
@@ -121,12 +122,9 @@ func (r *Repo) find(ctx context.Context, server, id string) (entry, error) {
 	}
 	var hits []entry
 	if id == Latest {
-		last := list[len(list)-1]
-		for _, e := range list {
-			if e.backup.Manifest.Server != last.backup.Manifest.Server {
-				return entry{}, &respaldo.Error{Kind: respaldo.Usage, What: "the repository holds backups of several servers",
-					Hint: "say which one is meant with --server"}
-			}
+		last, err := r.latest(list)
+		if err != nil {
+			return entry{}, err
 		}
 		hits = []entry{last}
 	} else if id != "" {
@@ -149,6 +147,28 @@ func (r *Repo) find(ctx context.Context, server, id string) (entry, error) {
 			Hint: "give more of its ID"}
 	}
 	return hits[0], tooNew(hits[0].backup)
+}
+
+// latest is the newest backup of one server. Servers of one name may live on several hosts:
+// this host's is meant if it has one, and on a new machine the only one there is.
+func (r *Repo) latest(list []entry) (entry, error) {
+	newest, ours := map[string]entry{}, map[string]entry{}
+	for _, e := range list { // oldest first
+		m := e.backup.Manifest
+		newest[m.Server+"@"+m.Host] = e
+		if m.Host == r.opts.Host {
+			ours[m.Server] = e
+		}
+	}
+	if len(ours) == 1 {
+		return slices.Collect(maps.Values(ours))[0], nil
+	}
+	if len(newest) == 1 {
+		return slices.Collect(maps.Values(newest))[0], nil
+	}
+	return entry{}, &respaldo.Error{Kind: respaldo.Usage,
+		What: "the latest of which server? The repository has backups of " + strings.Join(slices.Sorted(maps.Keys(newest)), ", "),
+		Hint: "say which one is meant with --server, or give an ID from respaldo list"}
 }
 
 func tooNew(b respaldo.Backup) error {

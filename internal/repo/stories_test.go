@@ -246,6 +246,31 @@ func TestTwoHostsShareARepository(t *testing.T) {
 	}
 }
 
+// Two hosts may each have a server "main". Restoring the other one's by mistake would be
+// discovered much later.
+func TestLatestIsThisHosts(t *testing.T) {
+	t.Parallel()
+	folder := filepath.Join(t.TempDir(), "repo")
+	newest := map[string]string{}
+	for i, host := range []string{"db1", "db2"} {
+		r := open(t, folder, host)
+		saved, err := r.Save(t.Context(), "main", repo.Tree{Entries: []repo.TreeEntry{{Name: "data/x", Data: []byte(host)}}}, nil)
+		must(t, err)
+		m := manifest("main", saved.Start.Add(time.Duration(i)*time.Second))
+		m.Host = host
+		b, err := r.Record(t.Context(), saved, m)
+		must(t, err)
+		newest[host] = b.ID
+	}
+	for _, host := range []string{"db1", "db2"} {
+		if b, err := open(t, folder, host).Find(t.Context(), "main", repo.Latest); err != nil || b.ID != newest[host] {
+			t.Errorf("on %s the latest is %s (%v), not its own %s", host, b.ID, err, newest[host])
+		}
+	}
+	_, err := open(t, folder, "db3").Find(t.Context(), "main", repo.Latest)
+	fails(t, "on a third host", err, respaldo.Usage, "main@db1", "main@db2")
+}
+
 func TestFind(t *testing.T) {
 	t.Parallel()
 	r := open(t, filepath.Join(t.TempDir(), "repo"), "db1")
