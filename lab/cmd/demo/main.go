@@ -59,9 +59,10 @@ func (d *demo) Errorf(format string, args ...any) {
 	d.T.Errorf("%s", d.paint(red, "FAILED: "+fmt.Sprintf(format, args...)))
 }
 
+// say tells the story between the commands, as comments of a shell.
 func (d *demo) say(format string, args ...any) {
-	for line := range strings.Lines(fmt.Sprintf(format, args...)) {
-		fmt.Fprintln(d.out, d.paint(dim, "# "+strings.TrimRight(line, "\n")))
+	for _, line := range wrap(fmt.Sprintf(format, args...), min(d.columns, 96)-len("# ")) {
+		fmt.Fprintln(d.out, d.paint(dim, "# "+line))
 	}
 }
 
@@ -110,7 +111,7 @@ func (d *demo) setUp() {
 	if err := d.origin.DB.QueryRow("SELECT VERSION()").Scan(&version); err != nil {
 		d.Fatal(err)
 	}
-	d.say("A machine with one server, %s. Its data lies on a logical volume,\nand %d clients write to it all the time, until the end.", version, writers)
+	d.say("A machine with one server, %s. Its data lies on a logical volume, and %d clients write to it all the time, until the end.", version, writers)
 	d.do("lvs")
 	d.do("mysql", "--table", "-e", "SELECT table_name, engine, table_rows FROM information_schema.tables WHERE table_schema = 'shop' ORDER BY 1")
 }
@@ -137,7 +138,7 @@ func (d *demo) backUp() {
 	d.say("An encrypted repository, and a configuration that names it:")
 	d.do("respaldo", "init", "--repository", repository, "--password-file", password)
 
-	d.say("The backup. This lab starts programs many times slower than a real machine does, and\nthe snapshot is made by one: it needs more time than the second that is allowed by default.")
+	d.say("The backup. This lab starts programs many times slower than a real machine does, and the snapshot is made by one: it may need more than the second that is allowed by default.")
 	d.sums = atRest(guest.Checksums(d, d.origin.DB))
 	d.load.LongestWait()
 	d.acked = d.load.Acked()

@@ -45,3 +45,11 @@ func TestQuote(t *testing.T) {
 		}
 	}
 }
+
+func TestWrap(t *testing.T) {
+	for columns, want := range map[int][]string{7: {"one two", "three"}, 6: {"one", "two", "three"}, 2: {"one", "two", "three"}, 80: {"one two three"}} {
+		if got := wrap(" one two  three", columns); !slices.Equal(got, want) {
+			t.Errorf("%d columns: %q, want %q", columns, got, want)
+		}
+	}
+}
