@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -42,18 +43,44 @@ const lvFields = "vg_name,vg_attr,vg_free,vg_extent_size,lv_name,lv_uuid,lv_attr
 func (s *System) lvs(ctx context.Context, args ...string) ([]lvRow, error) {
 	argv := append([]string{"lvs", "--all", "--reportformat", "json", "--units", "b", "--nosuffix", "--options", lvFields}, args...)
 	r, err := s.Run.Run(ctx, run.Cmd{Argv: s.lvmArgv(argv), Quiet: true})
+	var exit *run.ExitError
+	if errors.As(err, &exit) {
+		exit.Stderr += reportedErrors(r.Stdout)
+	}
 	if err != nil {
 		return nil, err
 	}
 	return parseLVs(r.Stdout)
 }
 
-func parseLVs(text []byte) ([]lvRow, error) {
-	var report struct {
-		Report []struct {
-			LV []lvRow `json:"lv"`
-		} `json:"report"`
+type lvReport struct {
+	Report []struct {
+		LV []lvRow `json:"lv"`
+	} `json:"report"`
+	Log []struct {
+		Type    string `json:"log_type"`
+		Message string `json:"log_message"`
+	} `json:"log"`
+}
+
+// reportedErrors are the errors that LVM, from some release between 2.03.16 and 2.03.31 on,
+// writes into the report instead of on standard error.
+func reportedErrors(text []byte) string {
+	var report lvReport
+	if json.Unmarshal(text, &report) != nil {
+		return ""
 	}
+	var said strings.Builder
+	for _, l := range report.Log {
+		if l.Type == "error" {
+			said.WriteString(l.Message + "\n")
+		}
+	}
+	return said.String()
+}
+
+func parseLVs(text []byte) ([]lvRow, error) {
+	var report lvReport
 	if err := json.Unmarshal(text, &report); err != nil {
 		return nil, fmt.Errorf("cannot read the report of lvs: %w", err)
 	}

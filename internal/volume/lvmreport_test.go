@@ -150,7 +150,14 @@ func TestRecordedErrors(t *testing.T) {
 			}
 		}
 	}
-	_, err := (run.Local{}).Run(t.Context(), run.Cmd{Argv: []string{"no-such-lvm"}})
+	_, err := (&System{Run: failing{out: `{"report":[{"lv":[]}],"log":[
+		{"log_seq_num":"1","log_type":"error","log_context":"processing","log_object_type":"lv","log_object_name":"nope","log_object_group":"vg","log_message":"Failed to find logical volume \"vg/nope\"","log_errno":"-1","log_ret_code":"0"},
+		{"log_seq_num":"2","log_type":"status","log_context":"processing","log_object_type":"lv","log_object_name":"nope","log_object_group":"vg","log_message":"failure","log_errno":"-1","log_ret_code":"5"}]}`,
+		err: &run.ExitError{Cmd: "lvs", Exit: 5}}}).lvs(t.Context(), "vg/nope")
+	if !notFound(err) {
+		t.Errorf("an error that 2.03.31 writes into its report: %v", err)
+	}
+	_, err = (run.Local{}).Run(t.Context(), run.Cmd{Argv: []string{"no-such-lvm"}})
 	if hints := respaldo.HintsOf(lvmError(respaldo.Failed, "x", err)); len(hints) != 1 || !strings.Contains(hints[0], "lvm2") {
 		t.Errorf("LVM is not installed: %q", hints)
 	}
