@@ -1,0 +1,203 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/respaldo-backup/respaldo/lab/debian"
+	"github.com/respaldo-backup/respaldo/lab/servers"
+)
+
+const (
+	server = "mariadb-10.11"
+	tables = 8
+	// dataRecipe is part of the cache's name: raise it when the rows change.
+	dataRecipe = 1
+	// rowBytes is what a row takes in its table and index; emptyBytes is a data directory
+	// without rows, redo log included. Both measured.
+	rowBytes, emptyBytes = 224, 110 << 20
+	loadBatch            = 100_000
+)
+
+// dataset is a data directory that no server has open, except while started.
+type dataset struct {
+	dir     string
+	rows    int // of each table
+	bytes   int64
+	files   int
+	socket  string // of the server while started; "" lets it choose
+	release func()
+
+	running *servers.Running
+}
+
+// prepareData returns a data directory of about the given size, made by a real server and
+// kept for the next run. It is ours alone until released.
+func prepareData(ctx context.Context, dir string, size int64, log func(string, ...any)) (*dataset, error) {
+	home := filepath.Join(dir, fmt.Sprintf("data-%dMB-%d", size>>20, dataRecipe))
+	d := &dataset{dir: filepath.Join(home, "data"), rows: int(max(size-emptyBytes, size/10) / tables / rowBytes)}
+	unlock, err := debian.Lock(ctx, home+".lock")
+	if err != nil {
+		return nil, err
+	}
+	sockets, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		unlock()
+		return nil, err
+	}
+	d.socket = filepath.Join(sockets, "s")
+	d.release = func() {
+		os.RemoveAll(sockets)
+		unlock()
+	}
+	if _, err = os.Stat(home); errors.Is(err, fs.ErrNotExist) {
+		log("bench: making a data directory of %d tables with %d rows each", tables, d.rows)
+		err = d.make(ctx, home)
+	}
+	if err == nil {
+		d.bytes, d.files, err = treeSize(d.dir)
+	}
+	if err != nil {
+		d.release()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *dataset) make(ctx context.Context, home string) error {
+	tmp := home + ".new"
+	if err := os.RemoveAll(tmp); err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	made := &dataset{dir: filepath.Join(tmp, "data"), rows: d.rows}
+	if err := servers.Init(ctx, server, made.dir); err != nil {
+		return err
+	}
+	if err := made.start(ctx, "--innodb-buffer-pool-size=512M", "--loose-innodb-buffer-pool-size-max=512M"); err != nil {
+		return err
+	}
+	if err := made.load(ctx); err != nil {
+		return errors.Join(err, made.running.Kill())
+	}
+	if err := made.stop(); err != nil {
+		return err
+	}
+	return os.Rename(tmp, home)
+}
+
+// start runs a server on the directory, with the redo log's default size and no binlog.
+func (d *dataset) start(ctx context.Context, args ...string) (err error) {
+	d.running, err = servers.Start(ctx, servers.Spec{Name: server, DataDir: d.dir, Socket: d.socket,
+		Args: append([]string{"--skip-log-bin", "--innodb-log-file-size=96M", "--innodb-buffer-pool-size=128M"}, args...)})
+	return err
+}
+
+func (d *dataset) stop() error {
+	err := d.running.Stop()
+	d.running = nil
+	return err
+}
+
+// load makes the tables as sysbench does, rows and all; the same rows every time.
+func (d *dataset) load(ctx context.Context) error {
+	db := d.running.Open()
+	defer db.Close()
+	if _, err := db.ExecContext(ctx, "CREATE DATABASE sbtest"); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(2)
+	for n := 1; n <= tables; n++ {
+		g.Go(func() error { return d.table(ctx, db, n) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	// Purged and merged: nothing is left for the next server to change in the background.
+	_, err := db.Exec("SET GLOBAL innodb_fast_shutdown=0")
+	return err
+}
+
+func (d *dataset) table(ctx context.Context, db *sql.DB, n int) error {
+	name := fmt.Sprintf("sbtest.sbtest%d", n)
+	_, err := db.ExecContext(ctx, "CREATE TABLE "+name+" (id INT NOT NULL AUTO_INCREMENT PRIMARY KEY,"+
+		" k INT NOT NULL DEFAULT 0, c CHAR(120) NOT NULL DEFAULT '', pad CHAR(60) NOT NULL DEFAULT '') ENGINE=InnoDB")
+	if err != nil {
+		return err
+	}
+	random := rand.New(rand.NewPCG(uint64(n), dataRecipe))
+	reader := "table" + strconv.Itoa(n)
+	defer mysql.DeregisterReaderHandler(reader)
+	// In parts: one transaction over a whole table would leave its undo log behind.
+	for first := 1; first <= d.rows; first += loadBatch {
+		pipe, w := io.Pipe()
+		mysql.RegisterReaderHandler(reader, func() io.Reader { return pipe })
+		go func() { w.CloseWithError(writeRows(w, random, first, min(first+loadBatch-1, d.rows), d.rows)) }()
+		_, err := db.ExecContext(ctx, "LOAD DATA LOCAL INFILE 'Reader::"+reader+"' INTO TABLE "+name)
+		pipe.Close()
+		if err != nil {
+			return err
+		}
+	}
+	_, err = db.ExecContext(ctx, fmt.Sprintf("ALTER TABLE %s ADD KEY k_%d (k)", name, n))
+	return err
+}
+
+// writeRows writes rows as sysbench fills them: groups of eleven random digits.
+func writeRows(to io.Writer, random *rand.Rand, first, last, rows int) error {
+	w := bufio.NewWriterSize(to, 64<<10)
+	group := func() { fmt.Fprintf(w, "%011d", random.Int64N(100_000_000_000)) }
+	for id := first; id <= last; id++ {
+		fmt.Fprintf(w, "%d\t%d\t", id, 1+random.IntN(rows))
+		for i := range 15 {
+			switch i {
+			case 0:
+			case 10:
+				w.WriteByte('\t')
+			default:
+				w.WriteByte('-')
+			}
+			group()
+		}
+		if err := w.WriteByte('\n'); err != nil {
+			return err
+		}
+	}
+	return w.Flush()
+}
+
+// usable starts a server on a restored directory and asks it for its rows.
+func (d *dataset) usable(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	copied := &dataset{dir: dir}
+	if err := copied.start(ctx); err != nil {
+		return err
+	}
+	db := copied.running.Open()
+	for n := 1; n <= tables; n++ {
+		var last int
+		err := db.QueryRowContext(ctx, fmt.Sprintf("SELECT COALESCE(MAX(id), 0) FROM sbtest.sbtest%d", n)).Scan(&last)
+		if err == nil && last != d.rows {
+			err = fmt.Errorf("table %d has %d rows of %d", n, last, d.rows)
+		}
+		if err != nil {
+			return errors.Join(err, db.Close(), copied.running.Kill())
+		}
+	}
+	return errors.Join(db.Close(), copied.stop())
+}
