@@ -28,7 +28,7 @@ bench:
 
 soak:
 	go run ./lab/cmd/lab prepare
-	go test -tags lab,soak -count=1 -timeout 12h -v ./lab
+	RESPALDO_SOAK=1 go test -tags lab,soak -count=1 -timeout 12h -v ./lab
 
 clean:
 	rm -rf dist respaldo

@@ -45,7 +45,7 @@ type testPackage struct {
 
 // packages have guest tests; what their guest needs beside the default. The longest come first.
 var packages = []testPackage{
-	{"./cmd/respaldo", lab.Spec{Disks: twoDisks, Memory: 2048, Deadline: 15 * time.Minute, Respaldo: true, Skip: "^TestCrash"}},
+	{"./cmd/respaldo", lab.Spec{Disks: twoDisks, Memory: 2048, Deadline: 15 * time.Minute, Respaldo: true, Skip: "^Test(Crash|PowerCut)$"}},
 	{"./internal/volume", lab.Spec{Disks: twoDisks, Deadline: 10 * time.Minute}},
 	{"./lab/guest", lab.Spec{Disks: twoDisks, Memory: 1536}},
 	{"./internal/repo", lab.Spec{Disks: twoDisks, Memory: 1536}},
@@ -152,7 +152,9 @@ func running(dir string) []string {
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
 	disk := []lab.Disk{{Path: filepath.Join(t.TempDir(), "disk"), Bytes: 256 << 20}}
-	lab.CutPower(t, lab.Spec{Disks: disk, Memory: 512, Env: []string{"LAB_POWER=cut"}}, "./lab/guest", "TestFsyncSurvives", "LAB-AT written")
+	if !lab.CutPower(t, lab.Spec{Disks: disk, Memory: 512, Env: []string{"LAB_POWER=cut"}}, "./lab/guest", "TestFsyncSurvives", "LAB-AT written") {
+		t.Fatal("the test ended before the power was cut")
+	}
 	lab.RunTests(t, lab.Spec{Disks: disk, Memory: 512, Env: []string{"LAB_POWER=back"}}, "./lab/guest", "TestFsyncSurvives")
 }
 

@@ -8,9 +8,11 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,6 +20,12 @@ import (
 
 	"golang.org/x/sync/errgroup"
 )
+
+// SoakEnv is set by make soak: tests go through their large products then, and guests may
+// take long.
+const SoakEnv = "RESPALDO_SOAK"
+
+const soakDeadline = 8 * time.Hour
 
 // sideBySide is how many guests tests run at the same time: each has one CPU.
 var sideBySide = make(chan struct{}, 2)
@@ -75,9 +83,10 @@ func RunTests(t *testing.T, spec Spec, pkg, pattern string) {
 }
 
 // CutPower runs guest tests as RunTests does, until the console shows a line that contains
-// mark, and then cuts the guest's power. That a test ends earlier is a failure. Give the
-// spec's disks a path to boot another guest with what is on them.
-func CutPower(t *testing.T, spec Spec, pkg, pattern, mark string) {
+// mark, and then cuts the guest's power and returns true. It returns false when the tests
+// have passed without that. Give the spec's disks a path to boot another guest with what
+// is on them.
+func CutPower(t *testing.T, spec Spec, pkg, pattern, mark string) bool {
 	t.Helper()
 	sideBySide <- struct{}{}
 	defer func() { <-sideBySide }()
@@ -101,12 +110,15 @@ func CutPower(t *testing.T, spec Spec, pkg, pattern, mark string) {
 		g.Kill()
 	case <-g.Done():
 	}
-	if _, err := g.Wait(); !errors.Is(err, ErrKilled) {
-		t.Fatalf("the guest ended before it printed %q: %v\n%s", mark, err, g.tail())
+	code, err := g.Wait()
+	cut := errors.Is(err, ErrKilled)
+	if !cut && (err != nil || code != 0) {
+		t.Fatalf("the guest ended with exit code %d before it printed %q: %v; its console is in %s\n%s", code, mark, err, g.Console(), g.tail())
 	}
 	if err := g.Remove(); err != nil {
 		t.Error(err)
 	}
+	return cut
 }
 
 // testSpec builds what a guest needs to run a package's tests.
@@ -130,6 +142,10 @@ func testSpec(t *testing.T, spec Spec, pkg, pattern string) Spec {
 	}
 	if spec.Deadline == 0 {
 		spec.Deadline = defaultDeadline
+	}
+	if soak := os.Getenv(SoakEnv); soak != "" {
+		spec.Env = append(slices.Clone(spec.Env), SoakEnv+"="+soak)
+		spec.Deadline = max(spec.Deadline, soakDeadline)
 	}
 	if spec.Name == "" {
 		spec.Name = path.Base(pkg)

@@ -118,7 +118,7 @@ func (c *crash) interrupted() {
 			c.t.Error("the second signal did not end it at once: nothing was left to clean up")
 		}
 	})
-	c.nextBackup(false, "--prove", "none")
+	c.nextBackup(step{}, "--prove", "none")
 }
 
 // volumeCommandKilled has lvcreate killed by somebody else while the origin is suspended,
@@ -154,7 +154,7 @@ func (c *crash) volumeCommandKilled() {
 		}
 		c.cleaned()
 	})
-	c.nextBackup(false, "--prove", "none")
+	c.nextBackup(step{}, "--prove", "none")
 }
 
 const killedCommand = "lvcreate"
