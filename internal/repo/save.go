@@ -70,7 +70,7 @@ func (r *Repo) Save(ctx context.Context, server string, t Tree, progress func(re
 	}
 	defer w.Close(context.WithoutCancel(ctx))
 
-	u := &upload{w: w, written: &written, progress: reporter("save", s.bytes, progress)}
+	u := &upload{w: w, written: &written, async: r.writers(), progress: reporter("save", s.bytes, progress)}
 	err = u.run(ctx, s)
 	if err == nil {
 		err = u.flush(ctx)
@@ -123,9 +123,7 @@ type upload struct {
 }
 
 func (u *upload) run(ctx context.Context, s *scan) error {
-	// Chunks of one file are compressed in parallel, so that one big table uses all
-	// processors; two files at once keep them busy while one of them waits for the disk.
-	u.async = min(runtime.GOMAXPROCS(0), 4)
+	// Two files at once keep the processors busy while one of them waits for the disk.
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(2)
 	// The biggest first: otherwise the last one runs alone.
@@ -151,6 +149,16 @@ func (u *upload) run(ctx context.Context, s *scan) error {
 		}
 	}
 	return nil
+}
+
+// writers is how many chunks of one file are compressed in parallel, so that one big table
+// uses all processors. Each may end up writing a pack, which over a network takes 50 MB of
+// memory for as long as it takes.
+func (r *Repo) writers() int {
+	if r.where.remote() {
+		return 1
+	}
+	return min(runtime.GOMAXPROCS(0), 4)
 }
 
 // file saves one regular file or symlink. Whoever knows which of its bytes have not
