@@ -1,6 +1,7 @@
 package respaldo_test
 
 import (
+	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
@@ -80,5 +81,77 @@ func (r rule) breaks(path, imported string) bool {
 	if !below(r.From) || slices.ContainsFunc(r.Except, below) {
 		return false
 	}
-	return slices.ContainsFunc(r.Not, func(not string) bool { return imported == not || strings.HasPrefix(imported, strings.TrimSuffix(not, "/")+"/") })
+	return slices.ContainsFunc(r.Not, func(not string) bool {
+		return imported == not || strings.HasPrefix(imported, strings.TrimSuffix(not, "/")+"/")
+	})
+}
+
+// Every exported name of ours has a comment that says what its signature does not. A
+// group of constants or fields may share one.
+func TestExportedNamesHaveComments(t *testing.T) {
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata" || path == "cmd") {
+			return filepath.SkipDir
+		}
+		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		files := token.NewFileSet()
+		parsed, err := parser.ParseFile(files, path, nil, parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		for _, decl := range parsed.Decls {
+			for _, name := range uncommented(decl) {
+				t.Errorf("%s: %s has no comment", files.Position(name.Pos()), name.Name)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// conventional methods say all with their names.
+var conventional = []string{"Error", "Unwrap", "String", "Read", "Write", "Set", "Type", "UnmarshalText", "Len", "Less", "Swap"}
+
+func uncommented(decl ast.Decl) (names []*ast.Ident) {
+	switch d := decl.(type) {
+	case *ast.FuncDecl:
+		if d.Name.IsExported() && d.Doc == nil && (d.Recv == nil || ofExported(d.Recv) && !slices.Contains(conventional, d.Name.Name)) {
+			names = append(names, d.Name)
+		}
+	case *ast.GenDecl:
+		for _, spec := range d.Specs {
+			switch s := spec.(type) {
+			case *ast.TypeSpec:
+				if s.Name.IsExported() && d.Doc == nil && s.Doc == nil {
+					names = append(names, s.Name)
+				}
+			case *ast.ValueSpec:
+				for _, name := range s.Names {
+					typed := s.Type != nil || len(d.Specs) > 1 // a constant of a commented type
+					if name.IsExported() && d.Doc == nil && s.Doc == nil && s.Comment == nil && !typed {
+						names = append(names, name)
+					}
+				}
+			}
+		}
+	}
+	return names
+}
+
+// ofExported tells whether a method's receiver can be seen outside: methods of others are
+// somebody's interface, commented there.
+func ofExported(recv *ast.FieldList) bool {
+	expr := recv.List[0].Type
+	if star, ok := expr.(*ast.StarExpr); ok {
+		expr = star.X
+	}
+	name, ok := expr.(*ast.Ident)
+	return ok && name.IsExported()
 }
