@@ -179,11 +179,15 @@ func (s *screen) put(b byte) {
 			s.lines, s.row = s.lines[1:], s.row-1
 		}
 	default:
-		if s.atStart {
-			s.lines[s.row], s.atStart = "", false
-		}
-		s.lines[s.row] += string([]byte{b})
+		s.draw(string([]byte{b}))
 	}
+}
+
+func (s *screen) draw(text string) {
+	if s.atStart {
+		s.lines[s.row], s.atStart = "", false
+	}
+	s.lines[s.row] += text
 }
 
 func (s *screen) control(sequence string) {
@@ -193,11 +197,11 @@ func (s *screen) control(sequence string) {
 	}
 	switch sequence[len(sequence)-1] {
 	case 'm':
-		s.lines[s.row] += sequence
+		s.draw(sequence)
 	case 'A':
 		s.row, s.atStart = max(0, s.row-n), true
 	case 'J':
-		s.lines = s.lines[:s.row]
+		s.lines, s.atStart = s.lines[:s.row], false
 	case 'K':
 		s.lines[s.row] = ""
 	}

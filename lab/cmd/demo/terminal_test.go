@@ -18,6 +18,8 @@ func TestScreen(t *testing.T) {
 		"colours":              {"\x1b[32m✓\x1b[0m done\n", []string{"\x1b[32m✓\x1b[0m done"}},
 		"carriage return":      {"10%\r20%\r\n", []string{"20%"}},
 		"a bar":                {"one\n" + bar + "\n\x1b[1A\x1b[J" + bar + "\n\x1b[1A\x1b[Jtwo\n", []string{"one", "two"}},
+		"a colour after a bar": {bar + "\n\x1b[1A\x1b[J\x1b[32m✓\x1b[0m saved\n", []string{"\x1b[32m✓\x1b[0m saved"}},
+		"a colour upon a line": {"10%\r\x1b[32m20%\n", []string{"\x1b[32m20%"}},
 		"a line above a bar":   {bar + "\n\x1b[1A\x1b[Jabove\n" + bar + "\n\x1b[1A\x1b[J", []string{"above"}},
 		"a cursor that hides":  {"\x1b[?25lone\x1b[?25h\n", []string{"one"}},
 		"a clear without line": {"\x1b[Jone\n", []string{"one"}},
