@@ -42,14 +42,14 @@ func used(t *testing.T, path string) int64 {
 }
 
 func TestRepositoryFull(t *testing.T) {
-	v := guest.NewVolume(t, guest.VolumeSpec{Kind: "thick-ext4", Bytes: 48 << 20})
+	v := guest.NewVolume(t, guest.VolumeSpec{Kind: "thick-ext4", Bytes: 32 << 20})
 	folder := filepath.Join(v.Path, "repo")
 	r := open(t, folder, "db1")
 	first := backup(t, r, "shop", dataDir(t))
 	before := used(t, v.Path)
 
 	big := filepath.Join(t.TempDir(), "big")
-	random(t, big, 60)
+	random(t, big, 40)
 	_, err := r.Save(t.Context(), "shop", repo.Tree{Entries: []repo.TreeEntry{{Name: "big", Path: big}}}, nil)
 	fails(t, "full", err, respaldo.RepoFailed, folder, "no space left", "respaldo prune")
 	if after := used(t, v.Path); after > before+1<<20 {
