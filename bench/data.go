@@ -27,14 +27,16 @@ const (
 	// dataRecipe is part of the cache's name: raise it when the rows change.
 	dataRecipe = 1
 	// rowBytes is what a row takes in its table and index; emptyBytes is a data directory
-	// without rows, redo log included. Both measured.
-	rowBytes, emptyBytes = 252, 110 << 20
+	// without rows and redo log. Both measured.
+	rowBytes, emptyBytes = 252, 16 << 20
 )
 
 // dataset is a data directory that no server has open, except while started.
 type dataset struct {
 	dir     string
-	rows    int // of each table
+	work    string // for the contenders; removed on release, and by the next run after a kill
+	rows    int    // of each table
+	redo    int    // size of its log, in MiB
 	bytes   int64
 	files   int
 	socket  string // of the server while started; "" lets it choose
@@ -47,7 +49,8 @@ type dataset struct {
 // kept for the next run. It is ours alone until released.
 func prepareData(ctx context.Context, dir string, size int64, log func(string, ...any)) (*dataset, error) {
 	home := filepath.Join(dir, fmt.Sprintf("data-%dMB-%d", size>>20, dataRecipe))
-	d := &dataset{dir: filepath.Join(home, "data"), rows: int(max(size-emptyBytes, size/10) / tables / rowBytes)}
+	d := &dataset{dir: filepath.Join(home, "data"), work: home + ".work", redo: redoLog(size)}
+	d.rows = int(max(size-emptyBytes-int64(d.redo)<<20, size/10) / tables / rowBytes)
 	unlock, err := debian.Lock(ctx, home+".lock")
 	if err != nil {
 		return nil, err
@@ -59,8 +62,13 @@ func prepareData(ctx context.Context, dir string, size int64, log func(string, .
 	}
 	d.socket = filepath.Join(sockets, "s")
 	d.release = func() {
+		os.RemoveAll(d.work)
 		os.RemoveAll(sockets)
 		unlock()
+	}
+	if err := os.RemoveAll(d.work); err != nil {
+		d.release()
+		return nil, err
 	}
 	if _, err = os.Stat(home); errors.Is(err, fs.ErrNotExist) {
 		log("bench: making a data directory of %d tables with %d rows each", tables, d.rows)
@@ -82,7 +90,7 @@ func (d *dataset) make(ctx context.Context, home string) error {
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	made := &dataset{dir: filepath.Join(tmp, "data"), rows: d.rows}
+	made := &dataset{dir: filepath.Join(tmp, "data"), rows: d.rows, redo: d.redo}
 	if err := servers.Init(ctx, server, made.dir); err != nil {
 		return err
 	}
@@ -98,10 +106,13 @@ func (d *dataset) make(ctx context.Context, home string) error {
 	return os.Rename(tmp, home)
 }
 
-// start runs a server on the directory, with the redo log's default size and no binlog.
+// redoLog is MariaDB's default, 96 MiB, unless that would be most of the data.
+func redoLog(size int64) int { return int(min(96, max(8, size>>20/16))) }
+
+// start runs a server on the directory, without binlog.
 func (d *dataset) start(ctx context.Context, args ...string) (err error) {
 	d.running, err = servers.Start(ctx, servers.Spec{Name: server, DataDir: d.dir, Socket: d.socket,
-		Args: append([]string{"--skip-log-bin", "--innodb-log-file-size=96M", "--innodb-buffer-pool-size=128M"}, args...)})
+		Args: append([]string{"--skip-log-bin", fmt.Sprintf("--innodb-log-file-size=%dM", d.redo), "--innodb-buffer-pool-size=128M"}, args...)})
 	return err
 }
 
@@ -187,7 +198,7 @@ func writeRows(to io.Writer, random *rand.Rand, rows int) error {
 func (d *dataset) usable(ctx context.Context, dir string) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
-	copied := &dataset{dir: dir}
+	copied := &dataset{dir: dir, redo: d.redo}
 	if err := copied.start(ctx); err != nil {
 		return err
 	}

@@ -94,12 +94,7 @@ func run(ctx context.Context, o options) (*report, error) {
 		return nil, err
 	}
 	defer data.release()
-	work, err := os.MkdirTemp(o.dir, "work-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(work)
-	list, err := contenders(peers, data, work, o.profile)
+	list, err := contenders(peers, data, o.profile)
 	if err != nil {
 		return nil, err
 	}

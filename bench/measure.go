@@ -112,8 +112,8 @@ type pipeline struct {
 	peak chan int64
 }
 
-func start(ctx context.Context, s step) (p *pipeline, err error) {
-	p = &pipeline{stop: make(chan struct{}), peak: make(chan int64, 1)}
+func start(ctx context.Context, s step) (_ *pipeline, err error) {
+	p := &pipeline{stop: make(chan struct{}), peak: make(chan int64, 1)}
 	var opened []*os.File
 	defer func() {
 		// The programs have theirs: a pipe ends when its writer does.

@@ -103,7 +103,7 @@ const (
 	baseline = "mariabackup | zstd -1"
 )
 
-func contenders(p *peers, data *dataset, work, profile string) ([]contender, error) {
+func contenders(p *peers, data *dataset, profile string) ([]contender, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -116,7 +116,7 @@ func contenders(p *peers, data *dataset, work, profile string) ([]contender, err
 			return nil, err
 		}
 	}
-	dir := func(name string) string { return filepath.Join(work, name) }
+	dir := func(name string) string { return filepath.Join(data.work, name) }
 	return []contender{
 		respaldoContender(self, profile, data, dir("respaldo")),
 		mariabackup(p, data, dir("mariabackup")),
