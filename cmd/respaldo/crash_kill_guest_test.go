@@ -135,13 +135,21 @@ func (c *crash) volumeCommandKilled() {
 	if err := os.Symlink(self, filepath.Join(bin, killedCommand)); err != nil {
 		c.t.Fatal(err)
 	}
-	shim := []string{"PATH=" + bin + ":" + os.Getenv("PATH"), "LAB_REAL_PATH=" + os.Getenv("PATH")}
+	evidence := filepath.Join(c.dir, "suspended")
+	shim := []string{"PATH=" + bin + ":" + os.Getenv("PATH"), "LAB_REAL_PATH=" + os.Getenv("PATH"), "LAB_EVIDENCE=" + evidence}
+	wasSuspended := func() {
+		if err := os.Remove(evidence); err != nil {
+			c.t.Errorf("the volume was not suspended when %s was killed: %v", killedCommand, err)
+		}
+	}
 	c.within("alone", func() {
-		o := c.run(shim, "backup", "--json")
+		o := c.run(shim, "backup")
+		wasSuspended()
 		if o.code != int(respaldo.SnapshotLost) {
 			c.t.Errorf("exit code %d, not %d\n%s%s", o.code, respaldo.SnapshotLost, o.stdout, o.stderr)
 		}
-		if strings.Count(o.stderr, "respaldo: ") != 1 || !strings.Contains(o.stderr, "snapshot") {
+		c.t.Log(o.stderr)
+		if strings.Count(o.stderr, "respaldo: ") != 1 || !strings.Contains(o.stderr, killedCommand) {
 			c.t.Errorf("not one clear error:\n%s", o.stderr)
 		}
 		c.nothingLeft()
@@ -149,6 +157,7 @@ func (c *crash) volumeCommandKilled() {
 	})
 	c.within("with respaldo", func() {
 		o := c.run(append(shim, "LAB_KILL_PARENT=1"), "backup")
+		wasSuspended()
 		if o.code != -1 {
 			c.t.Errorf("respaldo was not killed: exit code %d\n%s%s", o.code, o.stdout, o.stderr)
 		}
@@ -170,9 +179,17 @@ func init() {
 		suspended := func(calls []string) bool {
 			return strings.HasPrefix(calls[len(calls)-1], "suspend ") && strings.HasSuffix(calls[len(calls)-1], "-data")
 		}
-		parent := os.Getppid()
-		if _, killed := guest.KillWhen(t, append([]string{killedCommand}, os.Args[1:]...), suspended); !killed {
+		calls, killed := guest.KillWhen(t, append([]string{killedCommand}, os.Args[1:]...), suspended)
+		if !killed {
 			t.Fatalf("%v suspended nothing", os.Args)
+		}
+		_, device, _ := strings.Cut(calls[len(calls)-1], " ")
+		if state := guest.Run(t, "dmsetup", "info", "-c", "--noheadings", "-o", "suspended", device); strings.TrimSpace(state) != "Suspended" {
+			t.Fatalf("%s is %s", device, state)
+		}
+		parent := os.Getppid()
+		if err := os.WriteFile(os.Getenv("LAB_EVIDENCE"), nil, 0o600); err != nil {
+			t.Fatal(err)
 		}
 		if os.Getenv("LAB_KILL_PARENT") != "" {
 			syscall.Kill(parent, syscall.SIGKILL)

@@ -176,8 +176,11 @@ func Open(ctx context.Context, cfg Config, password string, o Options) (*Repo, e
 		return nil, err
 	}
 	r := &Repo{cfg: cfg, where: where, password: password, opts: o, dir: cacheOf(where, o)}
+	if err := dropOldCache(r.dir); err != nil {
+		return nil, noCache(err)
+	}
 	r.rep, err = r.open(withLog(ctx, o.Log), "repository", &content.CachingOptions{
-		CacheDirectory:              filepath.Join(r.dir, "cache"),
+		CacheDirectory:              filepath.Join(r.dir, cacheName),
 		MetadataCacheSizeBytes:      metadataCacheBytes,
 		MetadataCacheSizeLimitBytes: metadataCacheBytes + metadataCacheBytes/8,
 	})
