@@ -89,6 +89,7 @@ func newReport(ctx context.Context, o options, p *peers, d *dataset) *report {
 		} else if _, after, found := strings.Cut(first, ") "); found {
 			first = after
 		}
+		first, _, _ = strings.Cut(first, " ")
 		if err != nil || first == "" {
 			first = "unknown"
 		}
@@ -98,7 +99,7 @@ func newReport(ctx context.Context, o options, p *peers, d *dataset) *report {
 	m.Cores = runtime.NumCPU()
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
-		m.Kernel = unix.ByteSliceToString(u.Release[:])
+		m.Kernel, _, _ = strings.Cut(unix.ByteSliceToString(u.Release[:]), "-")
 	}
 	var s unix.Sysinfo_t
 	if unix.Sysinfo(&s) == nil {
