@@ -238,7 +238,7 @@ func (x *result) row(stored bool) string {
 		name += " --force"
 	}
 	over := func(r float64) string {
-		if x.Ratios == nil || r == 0 || x.Step == prepareStep {
+		if x.Ratios == nil || r < 0.005 || x.Step == prepareStep {
 			return ""
 		}
 		return fmt.Sprintf(" (%.2f)", r)
