@@ -60,9 +60,9 @@ func showMade(p *page, made backup.Made) {
 	if q.Coordinates.GTIDSet != "" {
 		f.field("GTID set", q.Coordinates.GTIDSet)
 	}
-	f.field("writers", fmt.Sprintf("held %s, after waiting %s for the lock (%s)", formatSeconds(q.HeldSeconds), formatSeconds(q.WaitedSeconds), q.Mode))
-	f.field("snapshot", "lived "+formatSeconds(made.SnapshotSeconds))
-	f.field("data", fmt.Sprintf("%d files, %s; %s read, %s added to the repository", b.Files, formatSize(b.Bytes), formatSize(b.Read), formatSize(b.Stored)))
+	f.field("writers", fmt.Sprintf("held %s, after waiting %s for the lock (%s)", backup.FormatSeconds(q.HeldSeconds), backup.FormatSeconds(q.WaitedSeconds), q.Mode))
+	f.field("snapshot", "lived "+backup.FormatSeconds(made.SnapshotSeconds))
+	f.field("data", fmt.Sprintf("%d files, %s; %s read, %s added to the repository", b.Files, backup.FormatBytes(b.Bytes), backup.FormatBytes(b.Read), backup.FormatBytes(b.Stored)))
 	f.field("proof", proofText(b.Manifest.Proof))
 	p.table(f)
 	if len(made.Forgotten) > 0 {
@@ -77,5 +77,5 @@ func proofText(proof respaldo.Proof) string {
 	case !proof.OK:
 		return "FAILED"
 	}
-	return fmt.Sprintf("started, recovered in %s, %d of %d tables checked", formatSeconds(proof.RecoverySeconds), proof.Tables, proof.TablesTotal)
+	return fmt.Sprintf("started, recovered in %s, %d of %d tables checked", backup.FormatSeconds(proof.RecoverySeconds), proof.Tables, proof.TablesTotal)
 }

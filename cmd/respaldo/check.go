@@ -56,7 +56,7 @@ func showOutlook(p *page, o *backup.Outlook) {
 	}
 	f.field("lock", fmt.Sprintf("%s: %s", o.Lock, o.LockReason))
 	if o.Volume.Name != "" {
-		f.field("pause", fmt.Sprintf("about %s expected (%s), at most %s allowed (max_lock)", formatSeconds(o.Pause), o.PauseFrom, formatSeconds(o.MaxLock)))
+		f.field("pause", fmt.Sprintf("about %s expected (%s), at most %s allowed (max_lock)", backup.FormatSeconds(o.Pause), o.PauseFrom, backup.FormatSeconds(o.MaxLock)))
 	}
 	f.field("engines", strings.Join(o.Engines, ", "))
 	p.table(f)
@@ -81,9 +81,9 @@ func showOutlook(p *page, o *backup.Outlook) {
 func roomText(o *backup.Outlook) string {
 	switch o.Volume.Kind {
 	case respaldo.LVMThick:
-		return fmt.Sprintf("%s free in the volume group, of which a snapshot would take %s", formatSize(o.Space.Free), formatSize(o.Space.Suggested))
+		return fmt.Sprintf("%s free in the volume group, of which a snapshot would take %s", backup.FormatBytes(o.Space.Free), backup.FormatBytes(o.Space.Suggested))
 	case respaldo.LVMThin:
 		return fmt.Sprintf("thin pool: data %s full, metadata %s full", formatPercent(o.Space.Fill.Data), formatPercent(o.Space.Fill.Metadata))
 	}
-	return fmt.Sprintf("%s free in the filesystem", formatSize(o.Space.Free))
+	return fmt.Sprintf("%s free in the filesystem", backup.FormatBytes(o.Space.Free))
 }

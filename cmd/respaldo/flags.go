@@ -10,15 +10,20 @@ import (
 	"github.com/respaldo-backup/respaldo/internal/config"
 )
 
-// lockFlags change, for one run, how a server is quiesced and how large its snapshot is.
+// lockFlags change, for one run, how a server is reached and quiesced and how large its
+// snapshot is.
 type lockFlags struct {
-	lock    string
-	maxLock time.Duration
-	size    config.Size
+	defaultsFile string
+	socket       string
+	lock         string
+	maxLock      time.Duration
+	size         config.Size
 }
 
 func (o *lockFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
+	f.StringVar(&o.defaultsFile, "defaults-file", "", "MySQL option `FILE` with [client] or [respaldo], in place of all others")
+	f.StringVar(&o.socket, "socket", "", "`PATH` of the server's socket")
 	f.StringVar(&o.lock, "lock", "", "`MODE` of the lock: auto, backup or global; a weaker one than is safe is refused")
 	f.DurationVar(&o.maxLock, "max-lock", 0, "longest `TIME` that writers may be held, waiting for the lock included (500ms, 3s)")
 	f.Var(&o.size, "snapshot-size", "room for changes of a thick LVM snapshot (20GiB); without it, chosen from the free space")
@@ -26,6 +31,12 @@ func (o *lockFlags) add(cmd *cobra.Command) {
 }
 
 func (o *lockFlags) apply(s *backup.Site) error {
+	if o.defaultsFile != "" {
+		s.MySQL.DefaultsFile = o.defaultsFile
+	}
+	if o.socket != "" {
+		s.MySQL.Socket = o.socket
+	}
 	if o.lock != "" {
 		s.Lock = respaldo.LockMode(o.lock)
 	}

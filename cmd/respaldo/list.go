@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/backup"
 )
 
 // shortID is enough of an ID to type.
@@ -45,12 +46,12 @@ func showBackups(p *page, backups []respaldo.Backup) {
 		p.printf("There are no backups yet. Make one: respaldo backup\n")
 		return
 	}
-	t := newTable(left("BACKUP"), left("SERVER"), left("TAKEN"), left("VERSION"), flexible("COORDINATES"),
+	t := newTable(left("BACKUP"), flexible("SERVER"), left("TAKEN"), left("COORDINATES"),
 		right("SIZE"), right("STORED"), right("HELD"), left("PROOF"))
 	for _, b := range backups {
 		m := b.Manifest
-		t.row(b.ID[:min(shortID, len(b.ID))], m.Server+"@"+m.Host, formatTime(m.Taken), m.Version.String(), m.Quiesced.Coordinates.String(),
-			formatSize(b.Bytes), formatSize(b.Stored), formatSeconds(m.Quiesced.HeldSeconds), proofWord(m.Proof))
+		t.row(b.ID[:min(shortID, len(b.ID))], m.Server+"@"+m.Host, m.Taken.Local().Format("2006-01-02 15:04"), m.Quiesced.Coordinates.String(),
+			backup.FormatBytes(b.Bytes), backup.FormatBytes(b.Stored), backup.FormatSeconds(m.Quiesced.HeldSeconds), proofWord(m.Proof))
 	}
 	p.table(t)
 }

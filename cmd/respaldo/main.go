@@ -6,14 +6,22 @@ import (
 	"context"
 	"io"
 	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
 	"github.com/respaldo-backup/respaldo/internal/mysql"
 )
 
+// memoryLimit makes the collector work harder rather than take memory that belongs to the
+// database's caches. It is a soft limit (runtime/debug): a backup needs about half of it.
+const memoryLimit = 256 << 20
+
 func main() {
 	mysql.InstanceMain() // first: in a process of ours that is to become a server, it does not return
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryLimit)
+	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 

@@ -20,57 +20,6 @@ func (p *page) printf(format string, args ...any) { fmt.Fprintf(p, format, args.
 
 func (p *page) table(t *table) { t.write(p, p.width) }
 
-// formatSize is for people: three digits, powers of 1024 ("1.46 GiB").
-func formatSize(bytes int64) string {
-	if bytes > -1024 && bytes < 1024 {
-		return fmt.Sprintf("%d B", bytes)
-	}
-	value, unit := float64(bytes), 0
-	for value >= 999.5 || value <= -999.5 {
-		value, unit = value/1024, unit+1
-	}
-	return threeDigits(value) + " " + string("BKMGTPE"[unit]) + "iB"
-}
-
-// formatDuration is for people: "12.3 ms", "1.24 s", "2 min 5 s", "3 h 12 min".
-func formatDuration(d time.Duration) string {
-	switch {
-	case d < 0:
-		return "-" + formatDuration(-d)
-	case d == 0:
-		return "0 s"
-	case d < 999500*time.Nanosecond:
-		return threeDigits(float64(d)/1e3) + " µs"
-	case d < 999500*time.Microsecond:
-		return threeDigits(float64(d)/1e6) + " ms"
-	case d < 59950*time.Millisecond:
-		return threeDigits(d.Seconds()) + " s"
-	}
-	d = d.Round(time.Second)
-	if d < time.Hour {
-		return fmt.Sprintf("%d min %d s", int(d/time.Minute), int(d%time.Minute/time.Second))
-	}
-	d = d.Round(time.Minute)
-	if d < 48*time.Hour {
-		return fmt.Sprintf("%d h %d min", int(d/time.Hour), int(d%time.Hour/time.Minute))
-	}
-	return fmt.Sprintf("%d d %d h", int(d/(24*time.Hour)), int(d%(24*time.Hour)/time.Hour))
-}
-
-func formatSeconds(s float64) string { return formatDuration(time.Duration(s * float64(time.Second))) }
-
-// threeDigits drops what nobody reads: 1.24, 12.3, 123.
-func threeDigits(value float64) string {
-	digits := 2
-	switch abs := max(value, -value); {
-	case abs >= 99.95:
-		digits = 0
-	case abs >= 9.995:
-		digits = 1
-	}
-	return fmt.Sprintf("%.*f", digits, value)
-}
-
 // formatTime is in local time and says so.
 func formatTime(t time.Time) string {
 	if t.IsZero() {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"github.com/respaldo-backup/respaldo/internal/backup"
 	"strings"
 	"testing"
 	"time"
@@ -12,7 +13,7 @@ func TestSizesForPeople(t *testing.T) {
 		0: "0 B", 1: "1 B", 1023: "1023 B", 1024: "1.00 KiB", 1536: "1.50 KiB", 10 << 20: "10.0 MiB", 150 << 20: "150 MiB",
 		1023 << 20: "1.00 GiB", 3 << 30: "3.00 GiB", 1<<40 - 1: "1.00 TiB", 1<<63 - 1: "8.00 EiB", -2048: "-2.00 KiB",
 	} {
-		if got := formatSize(bytes); got != want {
+		if got := backup.FormatBytes(bytes); got != want {
 			t.Errorf("%d: %q, want %q", bytes, got, want)
 		}
 	}
@@ -24,7 +25,7 @@ func TestDurationsForPeople(t *testing.T) {
 		1240 * time.Millisecond: "1.24 s", 59999 * time.Millisecond: "1 min 0 s", 125 * time.Second: "2 min 5 s",
 		3*time.Hour + 12*time.Minute + 40*time.Second: "3 h 13 min", 50 * time.Hour: "2 d 2 h", -2 * time.Second: "-2.00 s",
 	} {
-		if got := formatDuration(d); got != want {
+		if got := backup.FormatDuration(d); got != want {
 			t.Errorf("%v: %q, want %q", d, got, want)
 		}
 	}

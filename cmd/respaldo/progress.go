@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"github.com/respaldo-backup/respaldo/internal/backup"
 	"log/slog"
 	"sync"
 	"time"
@@ -46,7 +47,7 @@ func (p *progress) Step(name, detail string) {
 	case p.quiet:
 	case p.console.terminal:
 		c := p.console
-		c.printf("%s %-10s %s  %s\n", c.mark(green, "✓", "*"), name, detail, c.paint(dim, formatDuration(took)))
+		c.printf("%s %-10s %s  %s\n", c.mark(green, "✓", "*"), name, detail, c.paint(dim, backup.FormatDuration(took)))
 	default:
 		p.log.Info(name, "detail", detail, "took", took.Round(100*time.Microsecond))
 	}
@@ -83,15 +84,15 @@ func (p *progress) Progress(at respaldo.Progress) {
 	}
 	if now.Sub(p.logged) >= p.every {
 		p.logged = now
-		attrs := []any{"done", formatSize(at.Done)}
+		attrs := []any{"done", backup.FormatBytes(at.Done)}
 		if at.Total > 0 {
-			attrs = append(attrs, "of", formatSize(at.Total), "percent", fmt.Sprintf("%.1f", 100*float64(at.Done)/float64(at.Total)))
+			attrs = append(attrs, "of", backup.FormatBytes(at.Total), "percent", fmt.Sprintf("%.1f", 100*float64(at.Done)/float64(at.Total)))
 		}
 		if at.Files > 0 {
 			attrs = append(attrs, "files", at.Files)
 		}
 		if rate := p.meter.rate(); rate > 0 {
-			attrs = append(attrs, "rate", formatSize(int64(rate))+"/s")
+			attrs = append(attrs, "rate", backup.FormatBytes(int64(rate))+"/s")
 		}
 		if left, known := p.meter.remaining(at.Total); known {
 			attrs = append(attrs, "remaining", left.Round(time.Second))
@@ -191,15 +192,15 @@ func (m *meter) remaining(total int64) (time.Duration, bool) {
 
 // text is what stands beside a bar: "1.20 GiB of 2.80 GiB, 210 MiB/s, 8 s left".
 func (m *meter) text(at respaldo.Progress) string {
-	text := formatSize(at.Done)
+	text := backup.FormatBytes(at.Done)
 	if at.Total > 0 {
-		text += " of " + formatSize(at.Total)
+		text += " of " + backup.FormatBytes(at.Total)
 	}
 	if rate := m.rate(); rate > 0 {
-		text += ", " + formatSize(int64(rate)) + "/s"
+		text += ", " + backup.FormatBytes(int64(rate)) + "/s"
 	}
 	if left, known := m.remaining(at.Total); known {
-		text += ", " + formatDuration(left.Round(time.Second)) + " left"
+		text += ", " + backup.FormatDuration(left.Round(time.Second)) + " left"
 	}
 	return text
 }

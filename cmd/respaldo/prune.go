@@ -48,10 +48,10 @@ space comes back when that host prunes.`,
 func showPruned(p *page, done backup.Pruned) {
 	t := newTable(left("BACKUP"), left("TAKEN"), right("SIZE"), flexible("KEPT AS"))
 	for _, b := range done.Forgotten {
-		t.row(b.ID[:min(shortID, len(b.ID))], formatTime(b.Manifest.Taken), formatSize(b.Bytes), "-")
+		t.row(b.ID[:min(shortID, len(b.ID))], formatTime(b.Manifest.Taken), backup.FormatBytes(b.Bytes), "-")
 	}
 	for _, k := range done.Kept {
-		t.row(k.Backup.ID[:min(shortID, len(k.Backup.ID))], formatTime(k.Backup.Manifest.Taken), formatSize(k.Backup.Bytes), strings.Join(k.Reasons, ", "))
+		t.row(k.Backup.ID[:min(shortID, len(k.Backup.ID))], formatTime(k.Backup.Manifest.Taken), backup.FormatBytes(k.Backup.Bytes), strings.Join(k.Reasons, ", "))
 	}
 	p.table(t)
 	verb := "let go"
@@ -61,7 +61,7 @@ func showPruned(p *page, done backup.Pruned) {
 	p.printf("\n%d kept, %d %s.", len(done.Kept), len(done.Forgotten), verb)
 	switch m := done.Maintenance; {
 	case m != nil:
-		p.printf(" The repository has %s; %s were given back.", formatSize(m.After), formatSize(m.Freed))
+		p.printf(" The repository has %s; %s were given back.", backup.FormatBytes(m.After), backup.FormatBytes(m.Freed))
 	case done.MaintenanceBy != "":
 		p.printf(" Space comes back when %s prunes.", done.MaintenanceBy)
 	}

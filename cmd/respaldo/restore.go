@@ -35,7 +35,7 @@ BACKUP is an ID, the beginning of one, or "latest".`,
 			if request.To == "" {
 				return usageError("where to? --to is missing", "give an empty directory: respaldo restore "+args[0]+" --to DIR")
 			}
-			request.ID, request.Places = args[0], map[string]string{}
+			request.ID, request.Of, request.Places = args[0], a.flags.server, map[string]string{}
 			for _, p := range places {
 				name, dir, ok := strings.Cut(p, "=")
 				if !ok || name == "" || dir == "" {
@@ -65,7 +65,7 @@ func showRestored(p *page, done backup.Restored) {
 	f := newFields()
 	f.field("backup", done.Backup.ID)
 	f.field("as of", fmt.Sprintf("%s at %s", formatTime(done.Backup.Manifest.Taken), done.Backup.Manifest.Quiesced.Coordinates))
-	f.field("restored", fmt.Sprintf("%d files, %s in %s", done.Files, formatSize(done.Bytes), formatSeconds(done.Seconds)))
+	f.field("restored", fmt.Sprintf("%d files, %s in %s", done.Files, backup.FormatBytes(done.Bytes), backup.FormatSeconds(done.Seconds)))
 	for _, name := range slices.Sorted(maps.Keys(done.Targets)) {
 		f.field(name, done.Targets[name])
 	}

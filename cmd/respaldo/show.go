@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"github.com/respaldo-backup/respaldo/internal/backup"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -55,10 +56,10 @@ func showBackup(p *page, b respaldo.Backup) {
 	}
 	f.field("timeline", m.Timeline)
 	f.field("volume", fmt.Sprintf("%s (%s), %s", m.Volume.Name, m.Volume.Kind, m.Volume.FSType))
-	f.field("lock", fmt.Sprintf("%s, writers held %s after waiting %s", q.Mode, formatSeconds(q.HeldSeconds), formatSeconds(q.WaitedSeconds)))
+	f.field("lock", fmt.Sprintf("%s, writers held %s after waiting %s", q.Mode, backup.FormatSeconds(q.HeldSeconds), backup.FormatSeconds(q.WaitedSeconds)))
 	f.field("proof", proofText(m.Proof))
-	f.field("size", fmt.Sprintf("%s in %d files; %s read, %s stored", formatSize(b.Bytes), b.Files, formatSize(b.Read), formatSize(b.Stored)))
-	f.field("made", fmt.Sprintf("in %s by respaldo %s", formatDuration(b.End.Sub(b.Start)), m.Program))
+	f.field("size", fmt.Sprintf("%s in %d files; %s read, %s stored", backup.FormatBytes(b.Bytes), b.Files, backup.FormatBytes(b.Read), backup.FormatBytes(b.Stored)))
+	f.field("made", fmt.Sprintf("in %s by respaldo %s", backup.FormatDuration(b.End.Sub(b.Start)), m.Program))
 	f.field("variables", strconv.Itoa(len(m.Variables))+" (--json shows them)")
 	for _, lost := range m.Lost {
 		f.field("not in it", lost)

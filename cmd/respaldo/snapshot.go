@@ -111,7 +111,7 @@ func showSnapshot(p *page, k backup.KeptSnapshot) {
 	f := newFields()
 	f.field("snapshot", k.Snapshot.Name)
 	f.field("taken", fmt.Sprintf("%s at %s", formatTime(q.At), q.Coordinates))
-	f.field("writers", fmt.Sprintf("held %s, after waiting %s for the lock (%s)", formatSeconds(q.HeldSeconds), formatSeconds(q.WaitedSeconds), q.Mode))
+	f.field("writers", fmt.Sprintf("held %s, after waiting %s for the lock (%s)", backup.FormatSeconds(q.HeldSeconds), backup.FormatSeconds(q.WaitedSeconds), q.Mode))
 	f.field("path", k.Snapshot.Path)
 	f.field("stays", staysText(k.Snapshot))
 	p.table(f)

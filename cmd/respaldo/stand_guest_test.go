@@ -15,6 +15,7 @@ import (
 
 	"github.com/respaldo-backup/respaldo/internal/backup"
 	"github.com/respaldo-backup/respaldo/lab/guest"
+	"github.com/respaldo-backup/respaldo/lab/servers"
 )
 
 // stand is what a user's machine is: a server on a volume, a configuration, a repository.
@@ -35,8 +36,10 @@ const testLimit = 30 * time.Second
 
 // standOptions vary what newStand makes.
 type standOptions struct {
-	args   []string // of the server
-	config string   // more lines of the [server.main] section
+	args    []string // of the server
+	folders []string // that the server owns beside its data directory
+	redo    string   // one of them, for the redo log
+	config  string   // more lines of the [server.main] section
 }
 
 func newStand(t *testing.T, kind, server string, o standOptions) *stand {
@@ -47,6 +50,15 @@ func newStand(t *testing.T, kind, server string, o standOptions) *stand {
 	}
 	s := &stand{t: t, whole: t, dir: workDir(t)}
 	s.volume = guest.NewVolume(t, guest.VolumeSpec{Kind: kind, Disk: disk, Bytes: 1 << 30})
+	for _, dir := range o.folders {
+		if err := os.MkdirAll(dir, 0o750); err != nil {
+			t.Fatal(err)
+		}
+		guest.Chown(t, dir)
+	}
+	if o.redo != "" {
+		moveRedo(t, server, filepath.Join(s.volume.Path, "mysql"), o.redo)
+	}
 	s.server = guest.StartServer(t, guest.ServerSpec{Name: server, DataDir: filepath.Join(s.volume.Path, "mysql"), Args: o.args})
 	s.config = filepath.Join(s.dir, "respaldo.toml")
 	s.write(s.config, 0o644, fmt.Sprintf(`format = 1
@@ -71,6 +83,16 @@ max_lock = "20s"
 	s.ok("init")
 	s.before = guest.Look(t)
 	return s
+}
+
+// moveRedo makes the data directory and puts its redo log elsewhere.
+func moveRedo(t *testing.T, server, datadir, redo string) {
+	t.Helper()
+	if err := servers.Init(t.Context(), server, datadir); err != nil {
+		t.Fatal(err)
+	}
+	guest.Run(t, "mv", datadir+"/ib_logfile0", redo)
+	guest.Chown(t, redo)
 }
 
 // workDir is one that the user mysql may pass through, unlike t.TempDir's.

@@ -57,7 +57,7 @@ func showVerified(p *page, results []backup.Verification) {
 		if v.Proof != nil {
 			started = proofWord(*v.Proof)
 		}
-		t.row(v.Backup.ID[:min(shortID, len(v.Backup.ID))], formatTime(v.Backup.Manifest.Taken), formatCount(v.Files), formatSize(v.Bytes), started, result)
+		t.row(v.Backup.ID[:min(shortID, len(v.Backup.ID))], formatTime(v.Backup.Manifest.Taken), formatCount(v.Files), backup.FormatBytes(v.Bytes), started, result)
 	}
 	p.table(t)
 	for _, v := range results {

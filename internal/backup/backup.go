@@ -6,7 +6,6 @@ import (
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
-	"github.com/respaldo-backup/respaldo/internal/mysql"
 	"github.com/respaldo-backup/respaldo/internal/repo"
 )
 
@@ -131,31 +130,4 @@ func (op *operation) prove(ctx context.Context, f *frozen, m respaldo.Manifest) 
 		return proof, joinErrors(contextCause(ctx, err), mounted.Release(ctx))
 	}
 	return proof, mounted.Release(ctx)
-}
-
-// proveAt starts an instance over directories that it may write to.
-func (op *operation) proveAt(ctx context.Context, m respaldo.Manifest, dirs map[string]string) (respaldo.Proof, error) {
-	scratch, err := op.scratch(ctx, op.socketDir(), "proof")
-	if err != nil {
-		return respaldo.Proof{}, err
-	}
-	held, err := op.ledger.Intend(kindInstance, nil)
-	if err != nil {
-		return respaldo.Proof{}, err
-	}
-	proof, err := mysql.Prove(ctx, mysql.InstanceRequest{
-		Run:      op.ledger.Run(),
-		Manifest: m, Dirs: dirs, Binary: op.binary(m), Scratch: scratch, Log: op.Log,
-		Started: func(pid int) {
-			noteProcess(op, held, pid)
-			ledger.Point("instance.started")
-		},
-		Ready: func() { ledger.Point("instance.ready") },
-	}, op.Prove)
-	if err != nil {
-		err = op.keepProofLog(scratch, err)
-	} else {
-		op.Report.Step("proved", proofDetail(proof))
-	}
-	return proof, joinErrors(err, held.Released())
 }

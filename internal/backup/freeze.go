@@ -23,6 +23,7 @@ type frozen struct {
 	held     *ledger.Held
 	quiesced respaldo.Quiesced
 	covers   []Cover
+	owner    mysql.Process     // whose user the files belong to
 	binlogs  *mysql.BinlogTail // opened under the lock, where they lie elsewhere
 	tail     string            // the directory that they were copied to
 	live     map[string]string // what lies outside the snapshot → our copy of it
@@ -43,6 +44,7 @@ func (op *operation) snapshotRequest(k keep) volume.Request {
 	r := volume.Request{
 		Name:   volume.NewName(op.Server, now),
 		Server: op.Server, Run: op.ledger.Run(), Bytes: op.SnapshotBytes, Kept: k.kept,
+		PoolData: op.PoolData, PoolMetadata: op.PoolMetadata,
 	}
 	if k.ttl > 0 {
 		r.Expires = now.Add(k.ttl)
@@ -55,7 +57,7 @@ func (op *operation) snapshotRequest(k keep) volume.Request {
 // makes the locked window three to five times shorter).
 func (op *operation) freeze(ctx context.Context, o *Outlook, k keep) (*frozen, error) {
 	request := op.snapshotRequest(k)
-	f := &frozen{volume: o.Volume, covers: o.Covers}
+	f := &frozen{volume: o.Volume, covers: o.Covers, owner: o.facts.Process}
 	var pending volume.Pending
 	var err error
 	f.held, err = op.ledger.Acquire(ctx, kindSnapshot, snapshotAttrs(request.Name, o.Volume),
@@ -71,7 +73,7 @@ func (op *operation) freeze(ctx context.Context, o *Outlook, k keep) (*frozen, e
 		return nil, err
 	}
 	op.Report.Step("snapshot", fmt.Sprintf("%s at %s; writers held %s (%s)", request.Name, f.quiesced.Coordinates,
-		secondsOf(f.quiesced.HeldSeconds), f.quiesced.Mode))
+		FormatSeconds(f.quiesced.HeldSeconds), f.quiesced.Mode))
 	return f, nil
 }
 
@@ -135,6 +137,9 @@ func (op *operation) copyTail(ctx context.Context, f *frozen) error {
 	if f.tail, err = op.scratch(ctx, op.workDir(), "binlog"); err != nil {
 		return err
 	}
+	if err := op.giveTo(f.owner, f.tail); err != nil { // it is a place of the server's, here and when restored
+		return err
+	}
 	names, err := f.binlogs.CopyTo(ctx, f.tail)
 	if err != nil {
 		return &respaldo.Error{Kind: respaldo.Failed, What: "cannot copy the binlogs up to " + f.quiesced.Coordinates.String(),
@@ -142,6 +147,15 @@ func (op *operation) copyTail(ctx context.Context, f *frozen) error {
 	}
 	op.Report.Step("binlogs", fmt.Sprintf("%d files copied up to %s", len(names), f.quiesced.Coordinates))
 	return nil
+}
+
+// giveTo makes a directory the server's, where we may: its private instance runs as the
+// same user.
+func (op *operation) giveTo(server mysql.Process, dir string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	return os.Chown(dir, server.UID, server.GID)
 }
 
 // watch follows the snapshot's fill level until stop, which makes the last check: a
@@ -277,22 +291,6 @@ func storedPlaces(covers []Cover) []respaldo.Place {
 		places = append(places, p)
 	}
 	return places
-}
-
-// keepProofLog moves the instance's log to where the user can read it after the run.
-func (op *operation) keepProofLog(scratch string, cause error) error {
-	log, err := os.ReadFile(filepath.Join(scratch, mysql.InstanceLog))
-	if errors.Is(err, os.ErrNotExist) {
-		return cause // it did not come to a start
-	}
-	kept := filepath.Join(op.StateDir, "failed", op.Server+"-"+op.ledger.Run()+".log")
-	if err == nil {
-		err = writeDurably(kept, log)
-	}
-	if err != nil {
-		return joinErrors(cause, err)
-	}
-	return &respaldo.Error{Kind: respaldo.KindOf(cause), What: "the image was not proved", Err: cause, Hint: "the server's log is kept in " + kept}
 }
 
 // contextCause prefers why the work was cancelled over what the cancellation looked like.

@@ -27,7 +27,7 @@ func (op *operation) copyLive(ctx context.Context, covers []Cover) (map[string]s
 			continue
 		}
 		if c.Place.Role == respaldo.SecureFileRole && larger(c.Place.Real, liveLimit) {
-			op.Report.Warn(fmt.Sprintf("%s holds more than %s and lies outside the snapshot: it is not carried", c.Place.Path, bytesOf(liveLimit)))
+			op.Report.Warn(fmt.Sprintf("%s holds more than %s and lies outside the snapshot: it is not carried", c.Place.Path, FormatBytes(liveLimit)))
 			continue
 		}
 		if dir == "" {

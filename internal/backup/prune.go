@@ -70,6 +70,10 @@ func (op *operation) retain(ctx context.Context, r *repo.Repo) []string {
 		op.Report.Warn("the backup is safe, but old ones could not be let go: " + err.Error())
 		return nil
 	}
+	// Tidies the index, to which every backup adds. Another host's business where it owns that.
+	if _, err := r.Maintain(ctx, repo.MaintainOptions{}); err != nil && !errors.Is(err, repo.ErrNotOwner) {
+		op.Report.Warn("the backup is safe, but the repository could not be tidied: " + err.Error())
+	}
 	return ids(forget)
 }
 

@@ -2,13 +2,45 @@ package backup
 
 import (
 	"bytes"
+	"context"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/ledger"
 )
+
+// relocate makes restored files fit for where they lie now. InnoDB's redo log names the
+// files outside the data directory by the paths that they had: a server started elsewhere
+// would not find them or, on the origin's machine, apply the log to the origin's own files.
+// So such an image is recovered first, by a private server that sees it at those paths.
+func (op *operation) relocate(ctx context.Context, m respaldo.Manifest, targets map[string]string) error {
+	if moved := movedFiles(m.Layout, targets); len(moved) > 0 {
+		ledger.Point("restore.recover")
+		if err := op.recoverAt(ctx, m, restoredDirs(m.Layout, targets)); err != nil {
+			return &respaldo.Error{Kind: respaldo.KindOf(err), What: "could not recover the image, which must happen before " + strings.Join(moved, ", ") + " can lie elsewhere", Err: err,
+				Hint: "restore on a machine that has the server program, or to the original paths with --place"}
+		}
+	}
+	ledger.Point("restore.relocate")
+	return relocate(m.Layout, targets)
+}
+
+// movedFiles are the origin's paths of InnoDB files outside the data directory that were
+// restored to other ones.
+func movedFiles(layout respaldo.Layout, targets map[string]string) (moved []string) {
+	for _, p := range layout.Places {
+		switch p.Role {
+		case respaldo.TablespaceRole, respaldo.UndoRole, respaldo.SystemRole:
+			if to, ok := placeIn(targets, p); ok && !p.Inside && to != p.Real {
+				moved = append(moved, p.Path)
+			}
+		}
+	}
+	return moved
+}
 
 // relocate rewrites the absolute paths that a restored data directory carries, so that a
 // server started on it reads its own files and never the origin's: symbolic links of

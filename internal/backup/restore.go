@@ -17,6 +17,9 @@ import (
 // RestoreRequest says what goes where.
 type RestoreRequest struct {
 	ID string // a backup's ID, a prefix of it, or "latest"
+	// Of is the server whose backups are looked among; "" is every server's, for a machine
+	// that is to replace another.
+	Of string
 	To string // becomes the data directory
 	// Places maps stored names other than "data" (see respaldo show) to directories;
 	// those not named go below To + ".more".
@@ -51,7 +54,7 @@ func (s *Site) Restore(ctx context.Context, request RestoreRequest) (done Restor
 	}
 	defer closeRepo(ctx, repository, &err)
 
-	if done.Backup, err = repository.Find(ctx, s.Server, request.ID); err != nil {
+	if done.Backup, err = repository.Find(ctx, request.Of, request.ID); err != nil {
 		return done, err
 	}
 	if done.Targets, err = targets(done.Backup.Manifest, request); err != nil {
@@ -73,8 +76,7 @@ func (op *operation) restoreInto(ctx context.Context, r *repo.Repo, force bool, 
 	start := time.Now()
 	ledger.Point("restore.write")
 	err = r.Restore(ctx, done.Backup, done.Targets, repo.RestoreOptions{Force: force, Finish: func() error {
-		ledger.Point("restore.relocate")
-		return relocate(done.Backup.Manifest.Layout, done.Targets)
+		return op.relocate(ctx, done.Backup.Manifest, done.Targets)
 	}}, op.midway("restore.writing"))
 	ledger.Point("restore.written")
 	if err != nil {

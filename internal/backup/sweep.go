@@ -131,12 +131,12 @@ func (op *operation) unmountAll(ctx context.Context, _ []ledger.Entry, swept *Sw
 	if err != nil {
 		return err
 	}
-	for i := len(mounts) - 1; i >= 0; i-- { // the last mounted may lie on an earlier one
-		if unmountErr := op.unmount(ctx, mounts[i]); unmountErr != nil {
+	for _, dir := range mounts { // the latest first: it may lie on an earlier one
+		if unmountErr := op.unmount(ctx, dir); unmountErr != nil {
 			err = joinErrors(err, unmountErr)
 			continue
 		}
-		swept.removed("mount", mounts[i])
+		swept.removed("mount", dir)
 	}
 	return joinErrors(err, removeEmptyDirs(op.mountDir()))
 }

@@ -130,7 +130,7 @@ func refuseSmall(dir string, need int64) error {
 		return err
 	}
 	if free := int64(fs.Bavail) * fs.Bsize; free < need {
-		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s has %s free, and the backup needs %s", dir, bytesOf(free), bytesOf(need)),
+		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s has %s free, and the backup needs %s", dir, FormatBytes(free), FormatBytes(need)),
 			Hint: "make room there, or set state_dir to a larger filesystem"}
 	}
 	return nil

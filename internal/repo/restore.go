@@ -23,7 +23,8 @@ import (
 type RestoreOptions struct {
 	// Force replaces what a target holds: it is removed first, all of it.
 	Force bool
-	// Finish, if set, is called when everything is written and before the markers go: the
+	// Finish, if set, is called when everything is written, belongs to whom it should (a
+	// server may be started on it), and is still marked as incomplete: the
 	// caller's last changes to the files. Its error leaves the targets incomplete.
 	Finish func() error
 }
@@ -97,6 +98,11 @@ func (r *Repo) Restore(ctx context.Context, b respaldo.Backup, targets map[strin
 		}
 	}
 	if o.Finish != nil {
+		for _, p := range parts {
+			if err := p.ownDirectories(run.owners); err != nil {
+				return p.explain(err)
+			}
+		}
 		if err := o.Finish(); err != nil {
 			return err
 		}

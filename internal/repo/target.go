@@ -243,6 +243,17 @@ func (p *part) create(f *restoredFile) (*os.File, error) {
 	return out, nil
 }
 
+// ownDirectories gives the directories their owners and modes. finish does it again:
+// whoever writes into them changes their times.
+func (p *part) ownDirectories(o *owners) error {
+	for _, d := range p.dirs {
+		if err := o.directory(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // finish gives directories their owners, modes and times, brings everything to the disk,
 // and takes the mark away.
 func (p *part) finish(ctx context.Context, o *owners) error {

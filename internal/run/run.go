@@ -101,7 +101,7 @@ func (l Local) Run(ctx context.Context, c Cmd) (Result, error) {
 	if c.Uninterruptible {
 		bound = context.WithoutCancel(ctx)
 	}
-	cmd := exec.CommandContext(bound, c.Argv[0], c.Argv[1:]...)
+	cmd := exec.CommandContext(bound, program(c.Argv[0]), c.Argv[1:]...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	cmd.Env = append(append(os.Environ(), "LC_ALL=C", "LVM_SUPPRESS_FD_WARNINGS=1"), c.Env...)
@@ -135,6 +135,20 @@ func (l Local) Run(ctx context.Context, c Cmd) (Result, error) {
 	err = l.judge(ctx, c, r, err)
 	l.log(c, r, err)
 	return r, err
+}
+
+// program finds a program also where administrators' programs lie: cron and su start us
+// with a PATH that lacks those directories.
+func program(name string) string {
+	if _, err := exec.LookPath(name); err == nil || strings.Contains(name, "/") {
+		return name
+	}
+	for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin"} {
+		if path, err := exec.LookPath(dir + "/" + name); err == nil {
+			return path
+		}
+	}
+	return name // the error will say that it was not found
 }
 
 func (l Local) judge(ctx context.Context, c Cmd, r Result, err error) error {

@@ -123,7 +123,7 @@ func (v *lvmVolume) Space(ctx context.Context) (Space, error) {
 	}
 	// lvcreate reads and locks the group as lvs does, writes it twice, and swaps the
 	// tables of a handful of devices: two to three times as long, measured.
-	sp := Space{Origin: origin.size(), Free: origin.free(), Pause: 3 * time.Since(start)}
+	sp := Space{Origin: origin.size(), Free: origin.free(), Pause: time.Since(start)}
 	if v.thin() {
 		sp.Fill = respaldo.Fill{Data: fractionOf(pool.Data), Metadata: fractionOf(pool.Metadata), Valid: true}
 		sp.Free = int64(float64(pool.size()) * (1 - sp.Fill.Data))

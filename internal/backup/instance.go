@@ -1,0 +1,83 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/ledger"
+	"github.com/respaldo-backup/respaldo/internal/mysql"
+)
+
+// instance prepares a private server over directories that it may write to, has run start
+// it and end it, and keeps its log when that fails.
+func (op *operation) instance(ctx context.Context, m respaldo.Manifest, dirs map[string]string, run func(mysql.InstanceRequest) error) error {
+	scratch, err := op.scratch(ctx, op.socketDir(), "instance")
+	if err != nil {
+		return err
+	}
+	held, err := op.ledger.Intend(kindInstance, nil)
+	if err != nil {
+		return err
+	}
+	err = run(mysql.InstanceRequest{
+		Run:      op.ledger.Run(),
+		Manifest: m, Dirs: dirs, Binary: op.binary(m), Scratch: scratch, Log: op.Log,
+		Started: func(pid int) {
+			noteProcess(op, held, pid)
+			ledger.Point("instance.started")
+		},
+		Ready: func() { ledger.Point("instance.ready") },
+	})
+	if err != nil {
+		err = op.keepLog(scratch, err)
+	}
+	return joinErrors(err, held.Released())
+}
+
+// proveAt proves what lies in the directories.
+func (op *operation) proveAt(ctx context.Context, m respaldo.Manifest, dirs map[string]string) (proof respaldo.Proof, err error) {
+	err = op.instance(ctx, m, dirs, func(request mysql.InstanceRequest) (err error) {
+		proof, err = mysql.Prove(ctx, request, op.Prove)
+		return err
+	})
+	if err == nil {
+		op.Report.Step("proved", proofDetail(proof))
+	}
+	return proof, err
+}
+
+// recoverAt lets a private server recover what lies in the directories and shut down in
+// order, so that the redo log has nothing left to say.
+func (op *operation) recoverAt(ctx context.Context, m respaldo.Manifest, dirs map[string]string) error {
+	err := op.instance(ctx, m, dirs, func(request mysql.InstanceRequest) error {
+		request.Options = append(request.Options, "--innodb-fast-shutdown=1")
+		instance, err := mysql.StartInstance(ctx, request)
+		if err != nil {
+			return err
+		}
+		return instance.Stop(ctx)
+	})
+	if err == nil {
+		op.Report.Step("recovered", "at the origin's paths, before the files move to their own")
+	}
+	return err
+}
+
+// keepLog moves the instance's log to where the user can read it after the run.
+func (op *operation) keepLog(scratch string, cause error) error {
+	log, err := os.ReadFile(filepath.Join(scratch, mysql.InstanceLog))
+	if errors.Is(err, os.ErrNotExist) {
+		return cause // it did not come to a start
+	}
+	kept := filepath.Join(op.StateDir, "failed", op.Server+"-"+op.ledger.Run()+".log")
+	if err == nil {
+		err = writeDurably(kept, log)
+	}
+	if err != nil {
+		return joinErrors(cause, err)
+	}
+	return &respaldo.Error{Kind: respaldo.KindOf(cause), What: "the private server failed", Err: cause, Hint: "its log is kept in " + kept}
+}
