@@ -65,14 +65,21 @@ func (s *lvmSnapshot) Mount(ctx context.Context, dir string, writable bool) erro
 
 func (s *lvmSnapshot) Unmount(ctx context.Context, dir string) error { return s.sys.Unmount(ctx, dir) }
 
-// Fill is one dmsetup call: cheaper than lvs, and it takes no lock, so that it answers
-// while another LVM command works. --noflush keeps a thin pool from committing for us.
-func (s *lvmSnapshot) Fill(ctx context.Context) (respaldo.Fill, error) {
-	r, err := s.sys.Run.Run(ctx, run.Cmd{Argv: []string{"dmsetup", "status", "--noflush"}, Quiet: true})
-	if err != nil {
-		return respaldo.Fill{}, lvmError(respaldo.SnapshotLost, "cannot ask device-mapper about snapshot "+s.name(), err)
+// Fill asks device-mapper itself: no lock is taken, so it answers while an LVM command works.
+func (s *lvmSnapshot) Fill(context.Context) (respaldo.Fill, error) {
+	var status string
+	for _, device := range []string{dmName(s.vg, s.desc.Name), s.poolDevice()} {
+		if device == "" {
+			continue
+		}
+		lines, err := dmStatus(device)
+		if err != nil {
+			return respaldo.Fill{}, &respaldo.Error{Kind: respaldo.SnapshotLost, What: "cannot ask device-mapper about snapshot " + s.name(), Err: err,
+				Hint: "run respaldo as root; see dmsetup status"}
+		}
+		status += lines
 	}
-	return parseFill(string(r.Stdout), dmName(s.vg, s.desc.Name), s.poolDevice()), nil
+	return parseFill(status, dmName(s.vg, s.desc.Name), s.poolDevice()), nil
 }
 
 // poolDevice is the layer in which the pool lives when LVM puts a linear device of the
