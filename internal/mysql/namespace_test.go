@@ -2,6 +2,7 @@ package mysql
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/lab/servers"
 )
 
 // holdVariable names a file with a request; the test program then starts that instance,
@@ -303,6 +305,7 @@ func TestInstanceRunsAsTheOwnerOfTheData(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	r.Manifest = whereOthersMayRead(t, r.Manifest, o.dir)
 	i := startInstance(t, r)
 	var st unix.Stat_t
 	if err := unix.Stat(fmt.Sprintf("/proc/%d", i.PID()), &st); err != nil {
@@ -314,6 +317,28 @@ func TestInstanceRunsAsTheOwnerOfTheData(t *testing.T) {
 	if err := i.DB().PingContext(t.Context()); err != nil {
 		t.Error(err)
 	}
+}
+
+// whereOthersMayRead makes the server's program reachable for other users: the cache folder
+// may lie in root's home, which is root's alone.
+func whereOthersMayRead(t *testing.T, m respaldo.Manifest, dir string) respaldo.Manifest {
+	t.Helper()
+	from, to := filepath.Join(servers.Cache(), "servers", "mariadb-10.11"), filepath.Join(dir, "program")
+	if err := exec.Command("cp", "-al", from, to).Run(); err != nil { // no links between filesystems
+		os.RemoveAll(to)
+		if out, err := exec.Command("cp", "-a", from, to).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	text, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var moved respaldo.Manifest
+	if err := json.Unmarshal(bytes.ReplaceAll(text, []byte(from), []byte(to)), &moved); err != nil {
+		t.Fatal(err)
+	}
+	return moved
 }
 
 // Without namespaces there is no isolation, and no instance.
