@@ -25,6 +25,8 @@ type Measurement struct {
 	Peak   int64   `json:"peak_bytes"` // resident; summed over the processes of a pipeline
 	Stored int64   `json:"stored_bytes,omitempty"`
 	Read   int64   `json:"read_bytes,omitempty"` // where the contender tells
+	// Others is the CPU time that everything else on the machine took meanwhile.
+	Others float64 `json:"others_seconds"`
 }
 
 func (m Measurement) cpu() float64 { return m.User + m.System }
@@ -71,6 +73,7 @@ func (s step) measure(ctx context.Context) (m Measurement, err error) {
 	// What earlier steps have written or removed must not be waited for in this one.
 	unix.Sync()
 
+	busy := machineCPU()
 	p, err := start(ctx, s)
 	if err != nil {
 		return m, err
@@ -83,6 +86,7 @@ func (s step) measure(ctx context.Context) (m Measurement, err error) {
 		return m, err
 	}
 	m.Wall = time.Since(p.began).Seconds()
+	m.Others = max(0, machineCPU()-busy-m.cpu())
 
 	if s.stores {
 		has, _, err := treeSize(s.writes)
@@ -224,6 +228,20 @@ func highWater(pid int) int64 {
 	rest, _, _ = strings.Cut(rest, " kB")
 	n, _ := strconv.ParseInt(strings.TrimSpace(rest), 10, 64)
 	return n << 10
+}
+
+// machineCPU is how many seconds all processors together have been busy since boot, with
+// what a virtual machine's host took from them.
+func machineCPU() (seconds float64) {
+	stat, _ := os.ReadFile("/proc/stat")
+	line, _, _ := strings.Cut(string(stat), "\n")
+	for i, field := range strings.Fields(line) {
+		const idle, iowait, guest = 4, 5, 9 // guests' time is in user's already
+		if ticks, err := strconv.ParseFloat(field, 64); err == nil && i != idle && i != iowait && i < guest {
+			seconds += ticks / 100
+		}
+	}
+	return seconds
 }
 
 // tail keeps the end of what a program says.

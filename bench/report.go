@@ -139,6 +139,7 @@ func (r *report) add(contender, step string, m Measurement) {
 		Peak:   median(x.Runs, func(m Measurement) int64 { return m.Peak }),
 		Stored: median(x.Runs, func(m Measurement) int64 { return m.Stored }),
 		Read:   median(x.Runs, func(m Measurement) int64 { return m.Read }),
+		Others: median(x.Runs, func(m Measurement) float64 { return m.Others }),
 	}
 	for _, x := range r.Results {
 		step := x.Step
@@ -169,6 +170,18 @@ func ratio[T float64 | int64](a, b T) float64 {
 	return float64(int(float64(a)/float64(b)*1000+0.5)) / 1000
 }
 
+// others is the part of the machine's processors that did something else.
+func (r *report) others() float64 {
+	var others, all float64
+	for _, x := range r.Results {
+		for _, m := range x.Runs {
+			others += m.Others
+			all += m.Wall * float64(max(1, r.Machine.Cores))
+		}
+	}
+	return others / max(all, 1e-9)
+}
+
 // save writes backup.json for programs and backup.md for people.
 func (r *report) save(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -190,6 +203,7 @@ func (r *report) markdown() string {
 	fmt.Fprintf(&b, "A data directory of %s (%d tables like sysbench's with %d rows each, in %d files), made by MariaDB %s. %d cores (%s), %s of memory, Linux %s, load %.1f at the start; %s, `%s`.\n\n",
 		size(r.Data.Bytes), r.Data.Tables, r.Data.Rows, r.Data.Files, r.Versions["mariadb"], m.Cores, m.Processor, size(m.MemoryBytes), m.Kernel, m.Load,
 		r.Date.Format(time.DateOnly), r.Command)
+	fmt.Fprintf(&b, "Meanwhile everything else on the machine, the kernel's own threads included, took %.0f%% of its processors.\n\n", 100*r.others())
 	fmt.Fprintf(&b, "In brackets: how many times that of `%s`.\n\n", baseline)
 	for _, t := range []struct {
 		title, stored string
