@@ -14,9 +14,36 @@ import (
 
 // refuseInUse refuses a directory in which some program has a file open, whatever was
 // forced: overwriting a running server's files would destroy both its data and the restore.
-// Files are compared by device and inode, so that a server in a container, or one that
-// knows the directory by another name, is found too.
+// It refuses one inside a running server's data directory too: the server would take it
+// for a database.
 func refuseInUse(dir string) error {
+	if err := refuseOpen(dir); err != nil {
+		return err
+	}
+	for at := filepath.Dir(resolved(dir)); at != filepath.Dir(at); at = filepath.Dir(at) {
+		if !isDataDir(at) {
+			continue
+		}
+		if err := refuseOpen(at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isDataDir tells by the file that each server with InnoDB has in its data directory.
+func isDataDir(dir string) bool {
+	for _, name := range []string{"ibdata1", "mysql.ibd"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// refuseOpen compares files by device and inode, so that a server in a container, or one
+// that knows the directory by another name, is found too.
+func refuseOpen(dir string) error {
 	files, err := filesBelow(dir)
 	if err != nil || len(files) == 0 {
 		return err

@@ -61,6 +61,9 @@ func (s *Site) Restore(ctx context.Context, request RestoreRequest) (done Restor
 		return done, err
 	}
 	for _, dir := range slices.Sorted(maps.Values(done.Targets)) {
+		if err := s.refuseOurs(dir, repository); err != nil {
+			return done, err
+		}
 		if err := refuseInUse(dir); err != nil {
 			return done, err
 		}
@@ -75,9 +78,13 @@ func (op *operation) restoreInto(ctx context.Context, r *repo.Repo, force bool, 
 	}
 	start := time.Now()
 	ledger.Point("restore.write")
-	err = r.Restore(ctx, done.Backup, done.Targets, repo.RestoreOptions{Force: force, Finish: func() error {
-		return op.relocate(ctx, done.Backup.Manifest, done.Targets)
-	}}, op.midway("restore.writing"))
+	err = r.Restore(ctx, done.Backup, done.Targets, repo.RestoreOptions{
+		Force: force,
+		Begin: refuseInUse, // again: what supervises a server may have brought it back since
+		Finish: func() error {
+			return op.relocate(ctx, done.Backup.Manifest, done.Targets)
+		},
+	}, op.midway("restore.writing"))
 	ledger.Point("restore.written")
 	if err != nil {
 		return joinErrors(contextCause(ctx, err), held.Released()) // the marker stays and the error says so

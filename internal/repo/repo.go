@@ -253,6 +253,17 @@ func (r *Repo) Close(ctx context.Context) error {
 // Name is the repository's place for people, without options.
 func (r *Repo) Name() string { return r.where.name }
 
+// Folder is the directory of a repository on this machine, "" for one elsewhere.
+func (r *Repo) Folder() string {
+	if r.where.kind != folder {
+		return ""
+	}
+	return r.where.path
+}
+
+// CacheDir is this repository's own directory below Options.CacheDir.
+func (r *Repo) CacheDir() string { return r.dir }
+
 func (r *Repo) maintainer() string { return kopiaUser + "@" + r.opts.Host }
 
 // write runs one kopia write session: flushed when fn succeeds, dropped when it fails.

@@ -23,6 +23,9 @@ import (
 type RestoreOptions struct {
 	// Force replaces what a target holds: it is removed first, all of it.
 	Force bool
+	// Begin, if set, is called for each target right before anything in it is removed or
+	// written: the caller's last chance to refuse.
+	Begin func(target string) error
 	// Finish, if set, is called when everything is written, belongs to whom it should (a
 	// server may be started on it), and is still marked as incomplete: the
 	// caller's last changes to the files. Its error leaves the targets incomplete.
@@ -66,6 +69,15 @@ func (r *Repo) Restore(ctx context.Context, b respaldo.Backup, targets map[strin
 			p.close()
 		}
 	}()
+	begun := false
+	defer func() {
+		if begun {
+			return
+		}
+		for _, p := range slices.Backward(parts) {
+			p.unmake()
+		}
+	}()
 	for _, p := range parts {
 		if err := p.open(o.Force); err != nil {
 			return p.explain(err)
@@ -82,6 +94,12 @@ func (r *Repo) Restore(ctx context.Context, b respaldo.Backup, targets map[strin
 	}
 	run.progress = reporter("restore", total, report)
 	for _, p := range parts {
+		if o.Begin != nil {
+			if err := o.Begin(p.target); err != nil {
+				return err
+			}
+		}
+		begun = true
 		if err := p.begin(b.ID); err != nil {
 			return p.explain(err)
 		}

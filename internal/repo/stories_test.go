@@ -367,6 +367,22 @@ func TestRestoreTargets(t *testing.T) {
 		t.Errorf("a failing Finish: %v", err)
 	}
 
+	// What is refused at the last moment leaves everything as it was: what was there, and
+	// what was not.
+	base := t.TempDir()
+	full := filepath.Join(base, "full")
+	must(t, os.Mkdir(full, 0o700))
+	must(t, os.WriteFile(filepath.Join(full, "theirs"), []byte("theirs"), 0o600))
+	was := withoutDirTimes(t, base)
+	err = r.Restore(t.Context(), b, map[string]string{"data": full, "data/shop": filepath.Join(base, "new.more", "shop")},
+		repo.RestoreOptions{Force: true, Begin: func(string) error { return sorry }}, nil)
+	if !errors.Is(err, sorry) {
+		t.Errorf("a refusing Begin: %v", err)
+	}
+	if got := withoutDirTimes(t, base); got != was {
+		t.Errorf("a refused restore left\n%s\ninstead of\n%s", got, was)
+	}
+
 	one := filepath.Join(t.TempDir(), "deep", "one")
 	must(t, r.Restore(t.Context(), b, map[string]string{"data/shop/one": one}, repo.RestoreOptions{}, nil))
 	if err := r.Restore(t.Context(), b, map[string]string{"data/shop/one": one}, repo.RestoreOptions{}, nil); respaldo.KindOf(err) != respaldo.Refused {

@@ -9,6 +9,7 @@ import (
 	"os/user"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -39,6 +40,7 @@ type part struct {
 	files  []*restoredFile
 	links  []link
 
+	made  []string // directories that were missing, parents first
 	root  *os.Root // the target, or for a single file the directory around it
 	clear []string // what is to be removed first, relative to root
 	frees int64    // how much room that gives
@@ -63,13 +65,10 @@ func (p *part) open(force bool) error {
 	if p.single() {
 		dir = filepath.Dir(dir)
 	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+	err := p.make(dir)
+	if err != nil {
 		return err
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	var err error
 	if p.root, err = os.OpenRoot(dir); err != nil {
 		return err
 	}
@@ -95,6 +94,41 @@ func (p *part) open(force bool) error {
 			Hint: "name another directory, or replace all of its content with --force"}
 	}
 	return p.survey()
+}
+
+// make makes a directory for us alone, and those around it that are missing.
+func (p *part) make(dir string) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	var missing []string
+	for at := dir; ; at = filepath.Dir(at) {
+		if _, err := os.Lstat(at); !errors.Is(err, fs.ErrNotExist) {
+			break // there, or Mkdir says what is wrong
+		}
+		missing = append(missing, at)
+	}
+	for _, at := range slices.Backward(missing) {
+		mode := os.FileMode(0o755)
+		if at == dir {
+			mode = 0o700
+		}
+		err := os.Mkdir(at, mode)
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		p.made = append(p.made, at)
+	}
+	return nil
+}
+
+// unmake takes back what make has made, as far as it is still empty.
+func (p *part) unmake() {
+	for _, at := range slices.Backward(p.made) {
+		os.Remove(at)
+	}
 }
 
 func (p *part) openSingle(force bool) error {
