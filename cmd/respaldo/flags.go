@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/backup"
@@ -18,10 +19,12 @@ type lockFlags struct {
 	lock         string
 	maxLock      time.Duration
 	size         config.Size
+	flags        *pflag.FlagSet
 }
 
 func (o *lockFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
+	o.flags = f
 	f.StringVar(&o.defaultsFile, "defaults-file", "", "MySQL option `FILE` with [client] or [respaldo], in place of all others")
 	f.StringVar(&o.socket, "socket", "", "`PATH` of the server's socket")
 	f.StringVar(&o.lock, "lock", "", "`MODE` of the lock: auto, backup or global; a weaker one than is safe is refused")
@@ -38,12 +41,16 @@ func (o *lockFlags) apply(s *backup.Site) error {
 		s.MySQL.Socket = o.socket
 	}
 	if o.lock != "" {
-		s.Lock = respaldo.LockMode(o.lock)
+		mode, err := config.ParseLock(o.lock)
+		if err != nil {
+			return usageError("--lock: "+err.Error(), "")
+		}
+		s.Lock = mode
 	}
-	switch {
-	case o.maxLock < 0:
-		return usageError("--max-lock must be more than zero", "give a time, such as 500ms or 3s")
-	case o.maxLock > 0:
+	if o.flags.Changed("max-lock") {
+		if o.maxLock <= 0 {
+			return usageError("--max-lock must be more than zero", "give a time, such as 500ms or 3s")
+		}
 		s.MaxLock = o.maxLock
 	}
 	if o.size > 0 {

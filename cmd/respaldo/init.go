@@ -54,8 +54,9 @@ elsewhere, since without it nobody can ever read the backups.`,
 	}
 }
 
-// initialize goes from what costs nothing to what costs most, and takes back the files it
-// has written when a later step fails.
+// initialize goes from what costs nothing to what costs most, and takes the configuration
+// back when a later step fails. A new password stays: the repository may have been created
+// with it before the failure, and the next init goes on with it.
 func initialize(ctx context.Context, a *app) (done initialized, err error) {
 	var written []string
 	defer func() {
@@ -82,7 +83,7 @@ func initialize(ctx context.Context, a *app) (done initialized, err error) {
 		if err := writeNew(path, newPassword()+"\n", 0o600); err != nil {
 			return done, err
 		}
-		written, done.PasswordFile = append(written, path), path
+		done.PasswordFile = path
 	}
 	done.Repository, done.Created, err = a.createOrOpen(ctx, where)
 	return done, err

@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/backup"
 )
 
@@ -32,6 +33,12 @@ state_dir and started there: the proof that includes the repository.`,
 			if err := prove.apply(site); err != nil {
 				return err
 			}
+			if request.Start && site.Prove == respaldo.ProveNone {
+				if prove.level != "" {
+					return usageError("--start proves, and --prove none does not", "leave one of them out")
+				}
+				site.Prove = respaldo.ProveQuick // "none" is configured for backups
+			}
 			results, err := site.Verify(cmd.Context(), request)
 			if len(results) == 0 {
 				return err
@@ -51,8 +58,11 @@ func showVerified(p *page, results []backup.Verification) {
 	t := newTable(left("BACKUP"), left("TAKEN"), right("FILES"), right("READ"), left("STARTED"), left("RESULT"))
 	for _, v := range results {
 		result, started := "good", "-"
-		if !v.OK {
+		switch {
+		case v.Damaged:
 			result = "DAMAGED"
+		case !v.OK:
+			result = "FAILED"
 		}
 		if v.Proof != nil {
 			started = proofWord(*v.Proof)

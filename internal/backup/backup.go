@@ -70,12 +70,12 @@ func (s *Site) Backup(ctx context.Context) (made Made, err error) {
 	made.Skipped = saved.Skipped
 	s.Report.Step("recorded", made.Backup.ID)
 
-	if err := op.ledger.ReleaseAll(ctx); err != nil {
-		return made, err
+	if op.ledger.ReleaseAll(ctx) != nil {
+		return made, nil // close tries once more, and says what is left then
 	}
 	made.SnapshotSeconds = time.Since(frozen.quiesced.At).Seconds()
 	s.Report.Step("released", "snapshot removed")
-	made.Forgotten = op.retain(ctx, repository)
+	made.Forgotten = op.retain(ctx, repository, made.Backup)
 	return made, nil
 }
 

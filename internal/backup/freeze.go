@@ -100,7 +100,9 @@ func (op *operation) quiesceAndTake(ctx context.Context, o *Outlook, pending vol
 				return err
 			}
 			ledger.Point("snapshot.taken")
-			f.binlogs, err = o.facts.OpenBinlogTail(at)
+			if o.tailElsewhere() {
+				f.binlogs, err = o.facts.OpenBinlogTail(at)
+			}
 			return err
 		})
 	return err
@@ -231,10 +233,12 @@ func (f *frozen) dirs(root string) map[string]string {
 func (f *frozen) tree(root string, m *respaldo.Manifest) repo.Tree {
 	var tree repo.Tree
 	dirs := f.dirs(root)
+	added := map[string]bool{}
 	for i, p := range m.Layout.Places {
-		if p.Stored == "" {
+		if p.Stored == "" || added[p.Stored] { // one directory may have several roles
 			continue
 		}
+		added[p.Stored] = true
 		if path, ok := dirs[p.Real]; ok {
 			tree.Entries = append(tree.Entries, repo.TreeEntry{Name: p.Stored, Path: path})
 		} else {

@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -37,7 +38,14 @@ func (op *operation) copyLive(ctx context.Context, covers []Cover) (map[string]s
 			}
 		}
 		to := filepath.Join(dir, strconv.Itoa(i))
-		if err := copyTree(ctx, c.Place.Real, to); err != nil {
+		err := copyTree(ctx, c.Place.Real, to)
+		for tries := 0; tries < 10 && c.Place.Role == respaldo.SecureFileRole && errors.Is(err, fs.ErrNotExist); tries++ {
+			// An export took its temporary file away between the listing and the copy.
+			if err = os.RemoveAll(to); err == nil {
+				err = copyTree(ctx, c.Place.Real, to)
+			}
+		}
+		if err != nil {
 			return nil, &respaldo.Error{Kind: respaldo.Failed, What: fmt.Sprintf("cannot copy %s (%s)", c.Place.Path, c.Place.Role),
 				Hint: "the backup would lack it: see that respaldo may read it", Err: err}
 		}

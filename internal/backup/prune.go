@@ -3,6 +3,7 @@ package backup
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/repo"
@@ -28,24 +29,15 @@ type Pruned struct {
 // repository drop what nothing refers to any more; that keeps kopia's safety margins,
 // since other hosts may be writing.
 func (s *Site) Prune(ctx context.Context, request PruneRequest) (done Pruned, err error) {
-	op, err := s.begin(ctx, "prune")
-	if err != nil {
-		return done, err
-	}
-	defer op.close(ctx, &err)
 	repository, err := s.Repository(ctx)
 	if err != nil {
 		return done, err
 	}
 	defer closeRepo(ctx, repository, &err)
-
-	done.DryRun = request.DryRun
-	if done.Kept, done.Forgotten, err = op.judge(ctx, repository); err != nil || request.DryRun {
+	if done, err = s.letGo(ctx, repository, request.DryRun); err != nil || request.DryRun {
 		return done, err
 	}
-	if err := repository.Forget(ctx, ids(done.Forgotten)...); err != nil {
-		return done, err
-	}
+	// Hours, perhaps, in which the nightly backup must be able to run.
 	maintained, err := repository.Maintain(ctx, repo.MaintainOptions{Full: true, TakeOver: request.TakeOver})
 	if errors.Is(err, repo.ErrNotOwner) {
 		done.MaintenanceBy = maintained.Owner
@@ -59,10 +51,27 @@ func (s *Site) Prune(ctx context.Context, request PruneRequest) (done Pruned, er
 	return done, nil
 }
 
+// letGo forgets what the policy does not keep, or only says so.
+func (s *Site) letGo(ctx context.Context, r *repo.Repo, dryRun bool) (done Pruned, err error) {
+	op, err := s.begin(ctx, "prune")
+	if err != nil {
+		return done, err
+	}
+	defer op.close(ctx, &err)
+	done.DryRun = dryRun
+	if done.Kept, done.Forgotten, err = op.judge(ctx, r); err != nil || dryRun {
+		return done, err
+	}
+	return done, r.Forget(ctx, ids(done.Forgotten)...)
+}
+
 // retain applies the policy after a backup, without the maintenance that may take hours.
 // Failing to is no failure of the backup, which is safe by then.
-func (op *operation) retain(ctx context.Context, r *repo.Repo) []string {
+func (op *operation) retain(ctx context.Context, r *repo.Repo, made respaldo.Backup) []string {
 	_, forget, err := op.judge(ctx, r)
+	// A clock that was wrong once has dated backups into the future; next to them the one
+	// just made looks old.
+	forget = slices.DeleteFunc(forget, func(b respaldo.Backup) bool { return b.ID == made.ID })
 	if err == nil {
 		err = r.Forget(ctx, ids(forget)...)
 	}
@@ -77,20 +86,21 @@ func (op *operation) retain(ctx context.Context, r *repo.Repo) []string {
 	return ids(forget)
 }
 
-// judge splits this host's backups of this server by the policy.
+// judge splits the backups of this very server by the policy: not those of another host's
+// server of the same name.
 func (op *operation) judge(ctx context.Context, r *repo.Repo) (keep []repo.Kept, forget []respaldo.Backup, err error) {
 	all, err := r.List(ctx, op.Server)
 	if err != nil {
 		return nil, nil, err
 	}
-	var ours []respaldo.Backup
+	ours := []respaldo.Backup{}
 	for _, b := range all {
-		if b.Manifest.Host == op.Host {
+		if m := b.Manifest; m.ServerID == op.ServerID || m.ServerID == "" && m.Host == op.Host {
 			ours = append(ours, b)
 		}
 	}
 	keep, forget = repo.Retain(op.Keep, ours)
-	return keep, forget, nil
+	return slices.Concat([]repo.Kept{}, keep), slices.Concat([]respaldo.Backup{}, forget), nil // [] in JSON, never null
 }
 
 func ids(backups []respaldo.Backup) []string {

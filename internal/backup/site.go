@@ -83,6 +83,9 @@ func (s *Site) begin(ctx context.Context, name string) (*operation, error) {
 	if len(swept.Removed) > 0 {
 		s.Report.Warn("an earlier operation had ended abruptly; cleaned up " + swept.summary())
 	}
+	for _, dir := range swept.Incomplete {
+		s.Report.Warn(dir + " holds an incomplete restore: run that again, or delete the directory")
+	}
 	if err != nil && !swept.Harmless {
 		op.ledger.Close()
 		return nil, err
@@ -106,8 +109,9 @@ func (s *Site) open(name string) (*operation, error) {
 // What cannot be released stays in the ledger for the next sweep, and is named.
 func (op *operation) close(ctx context.Context, err *error) {
 	if failed := op.ledger.ReleaseAll(ctx); failed != nil {
-		*err = joinErrors(*err, &respaldo.Error{Kind: respaldo.Leftovers, What: "could not release everything",
-			Hint: "see what holds it, then run: respaldo cleanup --server " + op.Server, Err: failed})
+		// First, so that it decides the exit code: "interrupted" would mean that nothing is left.
+		*err = joinErrors(&respaldo.Error{Kind: respaldo.Leftovers, What: "could not release everything",
+			Hint: "see what holds it, then run: respaldo cleanup --server " + op.Server, Err: failed}, *err)
 	}
 	if failed := op.ledger.Close(); failed != nil {
 		*err = joinErrors(*err, failed)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
 	"github.com/respaldo-backup/respaldo/internal/repo"
+	"github.com/respaldo-backup/respaldo/internal/volume"
 )
 
 // What a run can hold. The names appear in the ledger and in crash points.
@@ -69,6 +71,7 @@ func (s *Site) Cleanup(ctx context.Context) (swept Swept, err error) {
 // hang on them; then programs, their mounts, the volumes under those, and files last.
 // It runs under the server's exclusion, so nothing it finds belongs to a living operation.
 func (op *operation) sweep(ctx context.Context) (swept Swept, err error) {
+	swept.Removed = []Leftover{} // [] in JSON, never null
 	leftovers := op.ledger.Leftovers()
 	err = op.resumeVolumes(ctx, leftovers)
 	swept.Harmless = err == nil
@@ -84,6 +87,7 @@ func (op *operation) sweep(ctx context.Context) (swept Swept, err error) {
 	for _, e := range leftovers {
 		if e.Kind == kindTarget && repo.Incomplete(e.Attrs["path"]) {
 			swept.Incomplete = append(swept.Incomplete, e.Attrs["path"])
+			continue // said again until it is complete or gone
 		}
 		if err := op.ledger.Cleaned(e); err != nil {
 			return swept, err
@@ -118,8 +122,12 @@ func (op *operation) killInstances(ctx context.Context, _ []ledger.Entry, swept 
 			err = joinErrors(err, killErr)
 			continue
 		}
-		if waitErr := waitUntil(ctx, func() bool { return !instance.Alive() }); waitErr != nil {
-			return joinErrors(err, waitErr)
+		waiting, cancel := context.WithTimeout(ctx, sweepPatience)
+		waitErr := waitUntil(waiting, func() bool { return !instance.Alive() })
+		cancel()
+		if waitErr != nil {
+			err = joinErrors(err, &respaldo.Error{Kind: respaldo.Leftovers, What: fmt.Sprintf("the private server with process ID %d does not end", instance.PID), Err: waitErr})
+			continue
 		}
 		swept.removed("instance", fmt.Sprintf("pid %d", instance.PID))
 	}
@@ -168,6 +176,28 @@ func (op *operation) removeSnapshots(ctx context.Context, entries []ledger.Entry
 		}
 		swept.removed("snapshot", d.Name)
 	}
+	return joinErrors(err, op.forgetManifests(snapshots))
+}
+
+// forgetManifests removes the manifests of snapshots that somebody else has removed.
+func (op *operation) forgetManifests(there []volume.Snapshot) error {
+	manifests, err := os.ReadDir(filepath.Dir(op.manifestPath("")))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, m := range manifests {
+		name := strings.TrimSuffix(m.Name(), ".json")
+		gone := !slices.ContainsFunc(there, func(s volume.Snapshot) bool { return s.Describe().Name == name })
+		if !gone {
+			continue
+		}
+		if of, loadErr := op.loadManifest(name); loadErr != nil || of.Server != op.Server {
+			continue // another server's
+		}
+		if removeErr := os.Remove(op.manifestPath(name)); removeErr != nil {
+			err = joinErrors(err, removeErr)
+		}
+	}
 	return err
 }
 
@@ -190,9 +220,15 @@ func (op *operation) removeScratch(_ context.Context, _ []ledger.Entry, swept *S
 	return failed
 }
 
+// sweepPatience is how long a sweep waits for one process to end. One that hangs on a dead
+// disk for longer would keep every later operation waiting behind this one.
+const sweepPatience = 2 * time.Minute
+
 // waitForExit waits until the volume command noted with an entry has ended.
 func waitForExit(ctx context.Context, e ledger.Entry) error {
 	pid, _ := e.Process()
+	ctx, cancel := context.WithTimeout(ctx, sweepPatience)
+	defer cancel()
 	if err := waitUntil(ctx, func() bool { _, alive := e.Process(); return !alive }); err != nil {
 		return &respaldo.Error{Kind: respaldo.Leftovers,
 			What: fmt.Sprintf("the volume command with process ID %d is still running", pid),

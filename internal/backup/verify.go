@@ -20,7 +20,8 @@ type VerifyRequest struct {
 type Verification struct {
 	Backup   respaldo.Backup `json:"backup"`
 	OK       bool            `json:"ok"`
-	Bytes    int64           `json:"bytes"` // read back
+	Damaged  bool            `json:"damaged"` // not OK may also mean that it could not be started here
+	Bytes    int64           `json:"bytes"`   // read back
 	Files    int             `json:"files"`
 	Problems []string        `json:"problems,omitempty"`
 	Proof    *respaldo.Proof `json:"proof,omitempty"`
@@ -29,11 +30,13 @@ type Verification struct {
 // Verify reads backups back from the repository, every byte, and starts them if asked. It
 // goes on after a bad one and fails at the end, with the results of all.
 func (s *Site) Verify(ctx context.Context, request VerifyRequest) (results []Verification, err error) {
-	op, err := s.begin(ctx, "verify")
-	if err != nil {
-		return nil, err
+	op := &operation{Site: s, volumes: s.volumes()}
+	if request.Start { // reading alone is in nobody's way, and may take the night
+		if op, err = s.begin(ctx, "verify"); err != nil {
+			return nil, err
+		}
+		defer op.close(ctx, &err)
 	}
-	defer op.close(ctx, &err)
 	repository, err := s.Repository(ctx)
 	if err != nil {
 		return nil, err
@@ -83,7 +86,7 @@ func (op *operation) chosen(ctx context.Context, r *repo.Repo, id string) ([]res
 func (op *operation) verifyOne(ctx context.Context, r *repo.Repo, b respaldo.Backup, start bool) (Verification, error) {
 	v := Verification{Backup: b}
 	read, err := r.Verify(ctx, b, op.Report.Progress)
-	v.Bytes, v.Files = read.Bytes, read.Files
+	v.Bytes, v.Files, v.Damaged = read.Bytes, read.Files, len(read.Damaged) > 0
 	for _, d := range read.Damaged {
 		v.Problems = append(v.Problems, fmt.Sprintf("%s: %v", d.Path, d.Err))
 	}

@@ -149,26 +149,31 @@ func (r *Repo) find(ctx context.Context, server, id string) (entry, error) {
 	return hits[0], tooNew(hits[0].backup)
 }
 
-// latest is the newest backup of one server. Servers of one name may live on several hosts:
-// this host's is meant if it has one, and on a new machine the only one there is.
+// latest is the newest backup of one server. Where several servers could be meant, this
+// host's is, if it has had one only; on a new machine, the only one there is.
 func (r *Repo) latest(list []entry) (entry, error) {
-	newest, ours := map[string]entry{}, map[string]entry{}
+	newest, here := map[string]entry{}, map[string]entry{}
 	for _, e := range list { // oldest first
 		m := e.backup.Manifest
-		newest[m.Server+"@"+m.Host] = e
+		newest[identity(m)] = e
 		if m.Host == r.opts.Host {
-			ours[m.Server] = e
+			here[identity(m)] = e
 		}
 	}
-	if len(ours) == 1 {
-		return slices.Collect(maps.Values(ours))[0], nil
+	for _, candidates := range []map[string]entry{newest, here} {
+		if len(candidates) == 1 {
+			return slices.Collect(maps.Values(candidates))[0], nil
+		}
 	}
-	if len(newest) == 1 {
-		return slices.Collect(maps.Values(newest))[0], nil
+	var names []string
+	for _, e := range newest {
+		m := e.backup.Manifest
+		names = append(names, fmt.Sprintf("%s@%s (%s)", m.Server, m.Host, e.backup.ID[:min(shortID, len(e.backup.ID))]))
 	}
+	slices.Sort(names)
 	return entry{}, &respaldo.Error{Kind: respaldo.Usage,
-		What: "the latest of which server? The repository has backups of " + strings.Join(slices.Sorted(maps.Keys(newest)), ", "),
-		Hint: "say which one is meant with --server, or give an ID from respaldo list"}
+		What: "the latest of which server? The newest backups are of " + strings.Join(names, ", "),
+		Hint: "give the backup's ID, or say which server is meant with --server"}
 }
 
 func tooNew(b respaldo.Backup) error {

@@ -23,14 +23,13 @@ type Kept struct {
 	Reasons []string        `json:"reasons"`
 }
 
-// Retain splits backups by the policy, each server of each host for itself; both results
+// Retain splits backups by the policy, each server for itself; both results
 // are oldest first. Within a period a proved backup goes before an unproved one. Always
 // kept are pinned ones, those of a newer format, and a server's newest proved one.
 func Retain(p Policy, backups []respaldo.Backup) (keep []Kept, forget []respaldo.Backup) {
-	servers := map[[2]string][]respaldo.Backup{}
+	servers := map[string][]respaldo.Backup{}
 	for _, b := range backups {
-		key := [2]string{b.Manifest.Host, b.Manifest.Server}
-		servers[key] = append(servers[key], b)
+		servers[identity(b.Manifest)] = append(servers[identity(b.Manifest)], b)
 	}
 	for _, list := range servers {
 		reasons := p.judge(list)
@@ -45,6 +44,15 @@ func Retain(p Policy, backups []respaldo.Backup) (keep []Kept, forget []respaldo
 	slices.SortFunc(keep, func(a, b Kept) int { return newer(b.Backup, a.Backup) })
 	slices.SortFunc(forget, func(a, b respaldo.Backup) int { return newer(b, a) })
 	return keep, forget
+}
+
+// identity tells servers apart: by our ID of each, since names recur (db1.north and db1.south,
+// clones of one machine, "main" everywhere).
+func identity(m respaldo.Manifest) string {
+	if m.ServerID != "" {
+		return m.ServerID
+	}
+	return m.Server + "@" + m.Host
 }
 
 // newer orders backups newest first.

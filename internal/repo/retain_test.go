@@ -16,7 +16,7 @@ func TestRetain(t *testing.T) {
 	t.Parallel()
 	berlin, err := time.LoadLocation("Europe/Berlin")
 	must(t, err)
-	// A backup is "TIME" and marks: u unproved, p pinned, n of a newer format, @HOST.
+	// A backup is "TIME" and marks: u unproved, p pinned, n of a newer format, #SERVERID, @HOST.
 	parse := func(text string) respaldo.Backup {
 		t.Helper()
 		stamp, marks, _ := strings.Cut(text, " ")
@@ -29,6 +29,9 @@ func TestRetain(t *testing.T) {
 		}
 		if _, host, ok := strings.Cut(marks, "@"); ok {
 			b.Manifest.Host = host
+		}
+		if _, rest, ok := strings.Cut(marks, "#"); ok {
+			b.Manifest.ServerID, _, _ = strings.Cut(rest, "@")
 		}
 		return b
 	}
@@ -46,6 +49,11 @@ func TestRetain(t *testing.T) {
 			policy:  repo.Policy{Last: 2},
 			backups: []string{"2024-01-03T00:00:00Z", "2024-01-01T00:00:00Z", "2024-01-02T00:00:00Z"},
 			keep:    []string{"2024-01-02T00:00:00Z: last", "2024-01-03T00:00:00Z: last, newest proved"},
+		},
+		"servers of one name on hosts of one name are kept apart": {
+			policy:  repo.Policy{Last: 1},
+			backups: []string{"2024-01-01T00:00:00Z #madrid", "2024-01-02T00:00:00Z #lima", "2024-01-03T00:00:00Z #lima"},
+			keep:    []string{"2024-01-01T00:00:00Z #madrid: last, newest proved", "2024-01-03T00:00:00Z #lima: last, newest proved"},
 		},
 		"the newest proved one stays though it is old": {
 			policy:  repo.Policy{Last: 1},

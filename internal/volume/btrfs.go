@@ -40,7 +40,7 @@ func (s *System) openTop(device string) (*os.File, error) {
 		}
 		return nil, e
 	}
-	if err := os.MkdirAll(s.stateDir(), 0o711); err != nil {
+	if err := os.MkdirAll(s.stateDir(), 0o700); err != nil {
 		return fail(err)
 	}
 	dir, err := os.MkdirTemp(s.stateDir(), "btrfs-")

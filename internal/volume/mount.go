@@ -33,7 +33,7 @@ const mountFlags = unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_NOA
 // call replays a dirty journal on a read-only mount too, as our snapshots' devices are
 // writable; noload and norecovery would show a torn filesystem and are never used.
 func mountDevice(device, dir, fsType, options string, writable bool) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return err
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
