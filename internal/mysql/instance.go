@@ -93,7 +93,7 @@ const socketName = "mysqld.sock"
 // The copies in Dirs are changed by it: auto.cnf goes (the instance makes its own
 // server_uuid), the binlog index is rewritten with relative names, recovery writes.
 func StartInstance(ctx context.Context, request InstanceRequest) (*Instance, error) {
-	img, err := prepareImage(request)
+	img, err := prepareImage(ctx, request)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package mysql
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,12 +27,13 @@ type image struct {
 	uid, gid int
 	scratch  string
 	binlogs  binlogs
+	newer    bool // the program is of a later release than the data
 	log      func(msg string, args ...any)
 }
 
 // prepareImage checks that the request is whole and changes what must not be taken over
 // from the origin.
-func prepareImage(request InstanceRequest) (*image, error) {
+func prepareImage(ctx context.Context, request InstanceRequest) (*image, error) {
 	m := request.Manifest
 	img := &image{dataDir: filepath.Clean(m.Layout.DataDir), dirs: map[string]string{}, scratch: request.Scratch}
 	for origin, local := range request.Dirs {
@@ -45,7 +47,7 @@ func prepareImage(request InstanceRequest) (*image, error) {
 	if img.local, ok = img.dirs[img.dataDir]; !ok {
 		return nil, refused("there is no copy of the data directory "+m.Layout.DataDir, "")
 	}
-	if len(img.argv(request)) == 0 {
+	if len(request.program().Argv) == 0 {
 		return nil, refused("the manifest does not say which program ran the server", "")
 	}
 	if err := img.covers(m.Layout); err != nil {
@@ -56,6 +58,9 @@ func prepareImage(request InstanceRequest) (*image, error) {
 	}
 	var err error
 	if img.uid, img.gid, err = runAs(img.local); err != nil {
+		return nil, err
+	}
+	if img.newer, err = img.upgrades(ctx, request); err != nil {
 		return nil, err
 	}
 	if err := img.prepareScratch(m); err != nil {
@@ -71,11 +76,12 @@ func refused(what, hint string) error {
 	return &respaldo.Error{Kind: respaldo.Refused, What: what, Hint: hint}
 }
 
-func (img *image) argv(request InstanceRequest) []string {
-	if len(request.Binary.Argv) > 0 {
-		return request.Binary.Argv
+// program starts the server.
+func (r InstanceRequest) program() respaldo.Binary {
+	if len(r.Binary.Argv) > 0 {
+		return r.Binary
 	}
-	return request.Manifest.Binary.Argv
+	return r.Manifest.Binary
 }
 
 // adopt gives a place both its names: on another machine the origin's links are missing,
@@ -253,7 +259,7 @@ func (img *image) setup(request InstanceRequest) (setup, error) {
 		Work:   filepath.Join(img.scratch, "mounts"),
 		UID:    img.uid,
 		GID:    img.gid,
-		Argv:   append(slices.Clone(img.argv(request)), options...),
+		Argv:   append(slices.Clone(request.program().Argv), options...),
 		Env:    img.environment(request),
 	}
 	// Shorter paths first: a place may lie below another.
@@ -280,10 +286,6 @@ func (img *image) environment(request InstanceRequest) []string {
 	if tz, ok := os.LookupEnv("TZ"); ok {
 		env = append(env, "TZ="+tz)
 	}
-	binary := request.Binary
-	if len(binary.Argv) == 0 {
-		binary = request.Manifest.Binary
-	}
-	env = append(env, binary.Env...)
+	env = append(env, request.program().Env...)
 	return append(env, identify(request.Manifest.Server, request.Run)...)
 }

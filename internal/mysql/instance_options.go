@@ -39,7 +39,7 @@ var carried = []string{
 	"encrypt_binlog", "binlog_encryption", "log_bin_compress",
 	"master_info_repository", "relay_log_info_repository",
 
-	"character_set_server", "collation_server", "default_storage_engine", "sql_mode", "old_mode",
+	"character_set_server", "collation_server", "sql_mode", "old_mode",
 	"explicit_defaults_for_timestamp", "max_allowed_packet", "log_bin_trust_function_creators",
 }
 
@@ -67,7 +67,7 @@ var readers = []string{
 // options is the instance's command line after the program.
 func (img *image) options(request InstanceRequest) ([]string, error) {
 	m := request.Manifest
-	o := &optionList{version: m.Version, variables: m.Variables, list: []string{"--no-defaults"}}
+	o := &optionList{version: m.Version, newer: img.newer, variables: m.Variables, list: []string{"--no-defaults"}}
 	scratch := filepath.Join(img.dataDir, scratchName)
 	if m.Version.AtLeast(respaldo.MySQL, 8, 0, 0) {
 		o.add("--persisted-globals-load=OFF") // mysqld-auto.cnf beats the command line otherwise
@@ -119,6 +119,7 @@ func (img *image) options(request InstanceRequest) ([]string, error) {
 
 type optionList struct {
 	version   respaldo.Version
+	newer     bool // the program, than version
 	variables map[string]string
 	list      []string
 }
@@ -250,7 +251,9 @@ func (o *optionList) silence() {
 	} else {
 		o.add("--skip-slave-start")
 	}
-	if o.version.AtLeast(respaldo.MySQL, 8, 0, 16) {
+	// A newer release has to upgrade the data dictionary, and refuses to start when it may
+	// not. These files are a copy.
+	if o.version.AtLeast(respaldo.MySQL, 8, 0, 16) && !o.newer {
 		o.add("--upgrade=NONE")
 	}
 }

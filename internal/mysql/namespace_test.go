@@ -188,7 +188,7 @@ func TestInstanceIsFoundAndKilledByItsMarks(t *testing.T) {
 func neverReady(t *testing.T) respaldo.Binary {
 	t.Helper()
 	script := filepath.Join(t.TempDir(), "server")
-	if err := os.WriteFile(script, []byte("#!/bin/sh\ntrap '' TERM\necho started >&2\nwhile :; do sleep 1000; done\n"), 0o755); err != nil {
+	if err := os.WriteFile(script, []byte("#!/bin/sh\ncase \"$*\" in *--version) exit;; esac\ntrap '' TERM\necho started >&2\nwhile :; do sleep 1000; done\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return respaldo.Binary{Argv: []string{"/bin/sh", script}}
