@@ -92,7 +92,9 @@ func (f *Facts) openBinlogTail(at respaldo.Coordinates) (_ *BinlogTail, err erro
 		t.names, t.files = append(t.names, filepath.Base(path)), append(t.files, file)
 	}
 	t.head = make([]byte, min(headSize, t.end))
-	_, err = t.files[len(t.files)-1].ReadAt(t.head, 0)
+	if _, err = t.files[len(t.files)-1].ReadAt(t.head, 0); bytes.HasPrefix(t.head, []byte(encryptedBinlogMagic)) {
+		t.end += encryptedBinlogHeader
+	}
 	return t, err
 }
 

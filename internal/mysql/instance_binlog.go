@@ -33,7 +33,10 @@ const (
 const (
 	binlogMagic          = "\xfebin"
 	encryptedBinlogMagic = "\xfdbin"
-	eventHeaderSize      = 19
+	// encryptedBinlogHeader precedes the binlog proper in a file that MySQL encrypts. SHOW
+	// BINARY LOGS counts it in the size, a position in such a file does not.
+	encryptedBinlogHeader = 512
+	eventHeaderSize       = 19
 	// queryHeaderSize is the fixed part of a query event: thread, time, length of the
 	// database's name, error code, length of the status variables.
 	queryHeaderSize = 13
@@ -52,8 +55,10 @@ type binlogScan struct {
 	Commits int
 	// Boundary tells that a group or the file's end lies exactly at that position.
 	Boundary bool
-	// Encrypted files cannot be read; nothing else is set.
+	// Encrypted files cannot be read; nothing but Header is set.
 	Encrypted bool
+	// Header is how many bytes precede the position 0.
+	Header int64
 }
 
 // scanBinlog reads a binlog from its start. It needs no server and no event bodies but
@@ -68,7 +73,7 @@ func scanBinlog(file io.Reader, from int64) (binlogScan, error) {
 	}
 	switch string(magic) {
 	case encryptedBinlogMagic:
-		return binlogScan{Encrypted: true}, nil
+		return binlogScan{Encrypted: true, Header: encryptedBinlogHeader}, nil
 	case binlogMagic:
 	default:
 		return binlogScan{}, fmt.Errorf("not a binlog: it begins with %x", magic)

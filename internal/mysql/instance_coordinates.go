@@ -40,6 +40,7 @@ func (i *Instance) Coordinates(ctx context.Context) (respaldo.Coordinates, error
 	at.Position = uint64(scan.End)
 	if scan.Encrypted {
 		at.Position, err = i.listedSize(ctx, at.File)
+		at.Position -= min(at.Position, uint64(scan.Header))
 	}
 	return at, err
 }

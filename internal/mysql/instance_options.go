@@ -36,7 +36,9 @@ var carried = []string{
 	"binlog_format", "binlog_checksum", "binlog_row_image", "log_slave_updates", "log_replica_updates",
 	"gtid_mode", "enforce_gtid_consistency", "gtid_domain_id",
 	"binlog_gtid_simple_recovery", "simplified_binlog_gtid_recovery",
-	"encrypt_binlog", "binlog_encryption", "log_bin_compress",
+	// MySQL's binlog_encryption is not among them: files say themselves that they are
+	// encrypted, and under its own UUID the instance would add a master key to the keyring.
+	"encrypt_binlog", "log_bin_compress",
 	"master_info_repository", "relay_log_info_repository",
 
 	"character_set_server", "collation_server", "sql_mode", "old_mode",

@@ -178,9 +178,10 @@ func testKeyringComponent(t *testing.T, b *box, f *Facts) {
 		}
 	}
 	*program = b.path("sbin/mysqld")
-	b.write(t, "sbin/mysqld.my", `{"components": "file://component_keyring_file"}`)
+	const manifest = `{"components": "file://component_keyring_file"}`
+	b.write(t, "sbin/mysqld.my", manifest)
 	argv = append(append(argv, f.Process.Args...), "--datadir="+data, "--socket="+socket, "--pid-file="+socket+".pid", "--plugin-dir="+plugins, "--skip-networking",
-		"--binlog-encryption=ON")
+		"--log-bin="+filepath.Join(b.mkdir(t, "encrypted-binlogs"), "bin"), "--binlog-encryption=ON")
 	startCommand(t, socket, run.Cmd{Argv: argv, Env: f.Process.Binary.Env, SysProcAttr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}})
 
 	s, err := Connect(ctx, Options{DefaultsFile: b.write(t, "encrypted.cnf", "[client]\nuser=root\n"), Socket: socket}, nil)
@@ -217,4 +218,49 @@ func testKeyringComponent(t *testing.T, b *box, f *Facts) {
 		t.Fatalf("refused: %v", refused)
 	}
 	mustBe(t, refused[0], respaldo.Refused, "1 tablespace, binlog", "key files were not found")
+	b.write(t, "sbin/mysqld.my", manifest)
+	testEncryptedBinlogs(t, b, s)
+}
+
+// testEncryptedBinlogs kills the server and proves what it leaves with the tail of binlogs
+// that nobody but a server can read: their positions and their sizes count differently.
+func testEncryptedBinlogs(t *testing.T, b *box, s *Server) {
+	ctx := t.Context()
+	if _, err := s.DB().ExecContext(ctx, "INSERT INTO d.secret VALUES (1)"); err != nil {
+		t.Fatal(err)
+	}
+	f, tails := mustFacts(t, s), b.mkdir(t, "encrypted-tail")
+	mode, _, err := ChooseLock(f, respaldo.LockAuto)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tail *BinlogTail
+	q, err := s.Quiesce(ctx, QuiesceRequest{Mode: mode, Budget: patience, Facts: f}, func(_ context.Context, at respaldo.Coordinates) (err error) {
+		tail, err = f.OpenBinlogTail(at)
+		return err
+	})
+	if err != nil {
+		t.Fatal(explained(err))
+	}
+	defer tail.Close()
+	if _, err := tail.CopyTo(ctx, tails); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(f.Process.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the end of the server", func() bool { return !f.Process.Alive() })
+	proof, err := Prove(ctx, InstanceRequest{
+		Manifest: respaldo.Manifest{Server: "encrypted", Version: f.Version, Layout: f.Layout, Variables: f.Variables, BinlogOn: f.BinlogOn, Binary: f.Process.Binary, Quiesced: q},
+		Dirs:     map[string]string{f.Layout.DataDir: f.Layout.DataDir, f.BinlogDir: tails},
+		Scratch:  b.path("s"),
+		Run:      t.Name(),
+	}, respaldo.ProveQuick)
+	if err != nil {
+		log, _ := os.ReadFile(b.path("s", InstanceLog))
+		t.Fatalf("%s\n%s", explained(err), log)
+	}
+	if proof.Coordinates.String() != q.Coordinates.String() {
+		t.Errorf("coordinates %s, want %s", proof.Coordinates, q.Coordinates)
+	}
 }
