@@ -74,6 +74,7 @@ type Instance struct {
 	process  *os.Process
 	exited   chan struct{} // closed when the process is gone
 	exitErr  error         // how it went; read after exited
+	killed   bool          // by us
 	db       *sql.DB
 	recovery time.Duration
 	stop     sync.Mutex
@@ -109,7 +110,8 @@ func StartInstance(ctx context.Context, request InstanceRequest) (*Instance, err
 	if err := i.awaitReady(ctx); err != nil {
 		now, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		cancel() // nothing in there is worth a polite end
-		return nil, errors.Join(err, i.Stop(now))
+		i.end(now)
+		return nil, err
 	}
 	i.recovery = time.Since(start)
 	if request.Ready != nil {
@@ -300,8 +302,29 @@ func (i *Instance) startFailed() error {
 }
 
 // Stop ends the server: SIGTERM, and SIGKILL when ctx ends before it is gone. It returns
-// when the process is gone, and again and again without doing anything.
+// when the process is gone, and again and again without doing anything. The error is nil
+// only if the server shut down in order: of one that was killed or crashed, however late,
+// the redo log may hold what its files lack.
 func (i *Instance) Stop(ctx context.Context) error {
+	i.end(ctx)
+	switch {
+	case i.killed:
+		return &respaldo.Error{Kind: respaldo.KindOf(context.Cause(ctx)), What: "the server started on the image did not shut down in time and was killed",
+			Hint: "its log is " + i.LogPath(), Err: context.Cause(ctx)}
+	case i.exitErr != nil:
+		return i.crashed()
+	}
+	return nil
+}
+
+// crashed tells how a server ended that did not shut down in order.
+func (i *Instance) crashed() error {
+	return &respaldo.Error{Kind: respaldo.NotProved, What: "the server started on the image did not shut down in order",
+		Hint: "its log is " + i.LogPath(), Err: fmt.Errorf("%s: %w", i.lastWords(), i.exitErr)}
+}
+
+// end is Stop without the verdict.
+func (i *Instance) end(ctx context.Context) {
 	i.stop.Lock()
 	defer i.stop.Unlock()
 	if i.db != nil {
@@ -312,11 +335,11 @@ func (i *Instance) Stop(ctx context.Context) error {
 	case <-i.exited:
 	case <-ctx.Done():
 		i.log.Debug("killing the instance", "pid", i.PID())
+		i.killed = true
 		unix.Kill(-i.PID(), unix.SIGKILL) // it leads a group of its own: with all that it started
 		<-i.exited
 	}
 	i.image.tidy()
-	return nil
 }
 
 // runAs is who the instance runs as: the owner of the data directory.

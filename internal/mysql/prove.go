@@ -2,7 +2,6 @@ package mysql
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -34,15 +33,21 @@ func Prove(ctx context.Context, request InstanceRequest, level respaldo.ProveLev
 		return proof, err
 	}
 	problems, err := i.examine(ctx, level, &proof)
+	died := false
 	if err != nil && ctx.Err() == nil {
-		if words, died := i.diedOver(err); died {
+		var words string
+		if words, died = i.diedOver(err); died {
 			problems, err = append(problems, "the server started on the image ended: "+words), nil
 		}
 	}
 	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
-	if err := errors.Join(err, i.Stop(stopping)); err != nil {
+	i.end(stopping)
+	if err != nil {
 		return proof, err
+	}
+	if i.exitErr != nil && !i.killed && !died { // merely slow is no fault of the image
+		problems = append(problems, "the server started on the image crashed when it was stopped: "+i.lastWords())
 	}
 	problems = append(problems, i.corruption()...)
 	proof.Problems = problems
