@@ -5,7 +5,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 )
 
 // writeDurably replaces a file so that after a power cut there is the old or the new one,
@@ -42,19 +41,4 @@ func syncDir(dir string) error {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
-}
-
-// keepOwner gives a replacement the owner of what it replaces. An ordinary user, who
-// cannot give files away, keeps them.
-func keepOwner(original, replacement string) error {
-	info, err := os.Lstat(original)
-	if err != nil {
-		return err
-	}
-	stat := info.Sys().(*syscall.Stat_t)
-	err = os.Lchown(replacement, int(stat.Uid), int(stat.Gid))
-	if os.Geteuid() != 0 && errors.Is(err, os.ErrPermission) {
-		return nil
-	}
-	return err
 }

@@ -28,6 +28,9 @@ func origin(t *testing.T) (root string, covers []Cover) {
 		"data/shop/opaque.index":        "a\x00b " + root + "/far",
 		"binlog/bin.index":              root + "/binlog/bin.000001\n",
 		"archive/linked-database/a.ibd": "linked",
+		"shopdb/a.ibd":                  "linked relatively",
+		"archive/shop_v3/a.ibd":         "linked over another link",
+		"victim":                        "untouched",
 	} {
 		path = filepath.Join(root, path)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -41,6 +44,14 @@ func origin(t *testing.T) (root string, covers []Cover) {
 		"data/linked":         root + "/archive/linked-database",
 		"data/shop/elsewhere": root + "/stranger/not-ours",
 		"data/shop/near":      "t.ibd",
+		"data/shop/up":        "../linked",
+		"data/relative":       "../shopdb",
+		"data/indirect":       root + "/archive/current",
+		"archive/current":     root + "/archive/shop_v3",
+		"data/shop/table.MYD": "../../far/shop/table.MYD",
+
+		// A name that a careless program might write to.
+		"data/shop/far.isl.respaldo": root + "/victim",
 	} {
 		if err := os.Symlink(to, filepath.Join(root, link)); err != nil {
 			t.Fatal(err)
@@ -55,6 +66,9 @@ func origin(t *testing.T) (root string, covers []Cover) {
 	place(respaldo.BinlogRole, "binlog", FromTail)
 	place(respaldo.TablespaceRole, "far/shop", FromSnapshot)
 	place(respaldo.DatabaseRole, "archive/linked-database", FromSnapshot)
+	for name, real := range map[string]string{"relative": "shopdb", "indirect": "archive/shop_v3"} {
+		covers = append(covers, Cover{Place: respaldo.Place{Role: respaldo.DatabaseRole, Path: filepath.Join(root, "data", name), Real: filepath.Join(root, real)}, From: FromSnapshot})
+	}
 	place(respaldo.OptionFileRole, "etc/my.cnf", FromLive)
 	place(respaldo.OptionFileRole, "etc/more/my.cnf", FromLive)
 	place(respaldo.RelayLogRole, "relay", NotNeeded)
@@ -107,6 +121,11 @@ func TestRelocate(t *testing.T) {
 		{"the link of a database", link("linked"), to + ".more/database-link"},
 		{"a link to somebody else's file", link("shop/elsewhere"), root + "/stranger/not-ours"},
 		{"a relative link", link("shop/near"), "t.ibd"},
+		{"a relative link inside the data directory", link("shop/up"), "../linked"},
+		{"a relative link of a database", link("relative"), to + ".more/" + stored(layout, "relative")},
+		{"a link of a database over another link", link("indirect"), to + ".more/" + stored(layout, "indirect")},
+		{"a relative link of a table", link("shop/table.MYD"), to + ".more/tablespace/table.MYD"},
+		{"a file that a link leads to", text(root + "/victim"), "untouched"},
 		{"an .isl file", text(to + "/shop/far.isl"), to + ".more/tablespace/far.ibd"},
 		{"the binlog index", text(to + ".more/binlog/bin.index"), to + ".more/binlog/bin.000001\n"},
 		{"a relative index", text(to + "/relay-log.index"), "./relay.000001\n"},
@@ -125,6 +144,16 @@ func TestRelocate(t *testing.T) {
 			t.Errorf("the options lack %s:\n%s", line, options)
 		}
 	}
+}
+
+// stored is the name in a backup of a link in the data directory.
+func stored(layout respaldo.Layout, name string) string {
+	for _, p := range layout.Places {
+		if p.Path == filepath.Join(layout.DataDir, name) {
+			return p.Stored
+		}
+	}
+	return ""
 }
 
 func TestTargetsThatWouldMixAreRefused(t *testing.T) {
