@@ -106,7 +106,8 @@ func Create(ctx context.Context, cfg Config, password string, o Options) (*Repo,
 			Encryption:           chunkCipher,
 			EnablePasswordChange: true,
 		},
-		ObjectFormat: format.ObjectFormat{Splitter: chunkSplitter},
+		ObjectFormat:                      format.ObjectFormat{Splitter: chunkSplitter},
+		FormatBlockKeyDerivationAlgorithm: keyDerivation,
 	}, password)
 	if err != nil {
 		return nil, where.explain("cannot create the repository", err)
