@@ -241,6 +241,9 @@ type Proof struct {
 	TablesTotal     int         `json:"tables_total"`
 	Coordinates     Coordinates `json:"coordinates"` // as the recovered instance states them
 	Problems        []string    `json:"problems,omitempty"`
+	// NotChecked are tables that a private server cannot open, and why: their engine or
+	// parser plugin is not among those that it loads.
+	NotChecked []string `json:"not_checked,omitempty"`
 }
 
 // ManifestFormat is the number of the respaldo.json that this program writes.

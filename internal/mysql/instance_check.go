@@ -21,6 +21,13 @@ const (
 	sampleBytes  = 1 << 30
 )
 
+// Checked is what CHECK TABLE said.
+type Checked struct {
+	Tables, Total int // looked at, and to be looked at
+	Problems      []string
+	NotChecked    []string // tables that the instance cannot open for want of a plugin
+}
+
 // table is one that CHECK TABLE can read.
 type table struct {
 	schema, name string
@@ -39,15 +46,17 @@ func (t table) quoted() string {
 // image, so that a series of backups sees more of them; tables that are too large for a
 // quick look are left out. Views have no data, MEMORY tables lost theirs, and log tables
 // are not data: they do not count. A server that dies over a table is a problem of that
-// table, and the check ends there.
-func (i *Instance) Check(ctx context.Context, level respaldo.ProveLevel) (tables, total int, problems []string, err error) {
+// table, and the check ends there. An engine or a parser plugin that the instance does not
+// load is the fault of neither the table nor the image.
+func (i *Instance) Check(ctx context.Context, level respaldo.ProveLevel) (seen Checked, err error) {
 	all, err := i.tables(ctx)
 	if err != nil {
-		return 0, 0, nil, err
+		return seen, err
 	}
+	seen.Total = len(all)
 	conn, err := i.db.Conn(ctx)
 	if err != nil {
-		return 0, len(all), nil, i.asking("a connection", err)
+		return seen, i.asking("a connection", err)
 	}
 	defer conn.Close()
 	c, chosen := checker{conn: conn}, all
@@ -59,19 +68,24 @@ func (i *Instance) Check(ctx context.Context, level respaldo.ProveLevel) (tables
 		checked, found, err := c.check(ctx, t)
 		if err != nil {
 			if ctx.Err() != nil {
-				return tables, len(all), problems, context.Cause(ctx)
+				return seen, context.Cause(ctx)
 			}
 			if words, died := i.diedOver(err); died {
-				return tables, len(all), append(problems, fmt.Sprintf("%s: the server ended while checking it: %s", t, words)), nil
+				seen.Problems = append(seen.Problems, fmt.Sprintf("%s: the server ended while checking it: %s", t, words))
+				return seen, nil
 			}
 			found = []string{fmt.Sprintf("%s: %v", t, err)}
 		}
-		if checked {
-			tables++
+		if n := slices.IndexFunc(found, lacksPlugin); n >= 0 {
+			seen.NotChecked = append(seen.NotChecked, found[n])
+			continue
 		}
-		problems = append(problems, found...)
+		if checked {
+			seen.Tables++
+		}
+		seen.Problems = append(seen.Problems, found...)
 	}
-	return tables, len(all), problems, nil
+	return seen, nil
 }
 
 // diedOver tells whether a statement failed because the server died, which may take it a
@@ -126,14 +140,14 @@ func (i *Instance) tables(ctx context.Context) ([]table, error) {
 	return all, nil
 }
 
-// checkable tells whether CHECK TABLE says something about an engine's files. A table
-// without an engine is one that the server could not open: it will say why.
+// checkable tells whether an engine has files of its own. A table without an engine is one
+// that the server could not open: it will say why.
 func checkable(engine string) bool {
 	switch strings.ToLower(engine) {
-	case "", "innodb", "myisam", "aria", "archive", "csv", "rocksdb":
-		return true
+	case "memory", "mrg_myisam", "blackhole", "performance_schema":
+		return false
 	}
-	return false
+	return true
 }
 
 // sample takes all system tables and up to sampleTables others.
@@ -206,6 +220,11 @@ func (c *checker) check(ctx context.Context, t table) (checked bool, problems []
 		}
 	}
 	return checked, problems, rows.Err()
+}
+
+// lacksPlugin: errors 1286 and 1524, which CHECK TABLE tells without their numbers.
+func lacksPlugin(problem string) bool {
+	return strings.Contains(problem, "Unknown storage engine '") || strings.Contains(problem, "Plugin '") && strings.Contains(problem, "' is not loaded")
 }
 
 // wantsUpgrade: tables written by an older version say so whatever their state.

@@ -207,3 +207,33 @@ func TestImageWithoutBinlogsIsProved(t *testing.T) {
 		})
 	}
 }
+
+// Tables of an engine that the instance does not load are told, and do not speak against
+// the image.
+func TestTablesOfUnknownEnginesAreNotChecked(t *testing.T) {
+	for name, with := range map[string][2]string{
+		"mariadb-10.11": {"--plugin-load-add=ha_sphinx", "CREATE TABLE shop.foreign_rows (id BIGINT UNSIGNED NOT NULL, weight INT NOT NULL, query VARCHAR(3072) NOT NULL, INDEX (query)) ENGINE=SPHINX"},
+		"mysql-9.7":     {"--federated", "CREATE TABLE shop.foreign_rows (id INT PRIMARY KEY) ENGINE=FEDERATED CONNECTION='mysql://u@127.0.0.1:1/d/t'"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			twoAtATime <- struct{}{}
+			defer func() { <-twoAtATime }()
+			options := []string{with[0]}
+			if name == "mysql-9.7" {
+				options = append(options, "--innodb-directories=DIR/tables", "--performance-schema=OFF")
+			}
+			r := scatter(t, name, options, func(o *origin) error {
+				return errors.Join(o.exec(t.Context(), with[1]), o.crash())
+			})
+			r.Manifest.Quiesced.Coordinates = respaldo.Coordinates{} // they are of before the table
+			proof, err := Prove(t.Context(), r, respaldo.ProveFull)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(proof.NotChecked) != 1 || !strings.HasPrefix(proof.NotChecked[0], "shop.foreign_rows: ") || proof.Tables >= proof.TablesTotal {
+				t.Errorf("proof %+v", proof)
+			}
+		})
+	}
+}

@@ -74,7 +74,7 @@ func (i *Instance) examine(ctx context.Context, level respaldo.ProveLevel, proof
 	if err != nil {
 		return nil, err
 	}
-	tables, total, found, err := i.Check(ctx, level)
-	proof.Tables, proof.TablesTotal = tables, total
-	return append(problems, found...), err
+	seen, err := i.Check(ctx, level)
+	proof.Tables, proof.TablesTotal, proof.NotChecked = seen.Tables, seen.Total, seen.NotChecked
+	return append(problems, seen.Problems...), err
 }
