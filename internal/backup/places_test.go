@@ -138,7 +138,7 @@ func TestRelocate(t *testing.T) {
 	if info, err := os.Stat(to + "/shop/far.isl"); err != nil || info.Mode().Perm() != 0o640 {
 		t.Errorf("a rewritten file lost its mode: %v %v", info.Mode(), err)
 	}
-	options := strings.Join(optionsFor(respaldo.Manifest{Layout: layout, BinlogOn: true, Variables: map[string]string{"log_bin_basename": root + "/binlog/bin"}}, where), "\n")
+	options := strings.Join(optionsFor(respaldo.Manifest{Layout: layout, BinlogOn: true, Variables: map[string]string{"log_bin_basename": root + "/binlog/bin", "innodb_log_group_home_dir": root + "/redo/"}}, where), "\n")
 	for _, line := range []string{"datadir=" + to, "innodb_log_group_home_dir=" + to + "-redo", "log_bin=" + to + ".more/binlog/bin"} {
 		if !strings.Contains(options, line) {
 			t.Errorf("the options lack %s:\n%s", line, options)

@@ -121,6 +121,12 @@ func movesOf(layout respaldo.Layout, targets map[string]string) []move {
 
 // rewrite returns path as it is called now, and whether that differs.
 func rewrite(path string, moves []move) (string, bool) {
+	renamed, _ := longest(path, moves)
+	return renamed, renamed != path
+}
+
+// longest returns path as it is called now, and whether any move is about it.
+func longest(path string, moves []move) (string, bool) {
 	best := move{}
 	for _, m := range moves {
 		if (path == m.from || strings.HasPrefix(path, m.from+"/")) && len(m.from) > len(best.from) {
@@ -130,8 +136,7 @@ func rewrite(path string, moves []move) (string, bool) {
 	if best.from == "" {
 		return path, false
 	}
-	renamed := best.to + strings.TrimPrefix(path, best.from)
-	return renamed, renamed != path
+	return best.to + strings.TrimPrefix(path, best.from), true
 }
 
 func (r *relocation) link(name string) error {

@@ -111,6 +111,7 @@ func targets(m respaldo.Manifest, request RestoreRequest) (map[string]string, er
 		name := rootName(p)
 		switch {
 		case name == "" || chosen[name] != "":
+			continue
 		case name == dataName:
 			chosen[name] = to
 		case request.Places[name] != "":
@@ -119,6 +120,9 @@ func targets(m respaldo.Manifest, request RestoreRequest) (map[string]string, er
 			}
 		default:
 			chosen[name] = filepath.Join(to+".more", name)
+		}
+		if keep := ownName(m, p); keep != "" && filepath.Base(chosen[name]) != keep {
+			chosen[name] = filepath.Join(chosen[name], keep)
 		}
 	}
 	for name := range request.Places {
@@ -136,6 +140,19 @@ func targets(m respaldo.Manifest, request RestoreRequest) (map[string]string, er
 		}
 	}
 	return chosen, nil
+}
+
+// ownName is what a place's directory must be called wherever it lies, "" for most: MySQL 8
+// looks for its redo log in a folder of that name, and for a table that has its file
+// elsewhere (DATA DIRECTORY) in one that is called like the database.
+func ownName(m respaldo.Manifest, p respaldo.Place) string {
+	inData := strings.HasPrefix(p.Path, m.Layout.DataDir+"/") // by a link, which may lead to any name
+	switch name := filepath.Base(p.Path); {
+	case inData || isSingle(p) || !m.Version.AtLeast(respaldo.MySQL, 8, 0, 0):
+	case p.Role == respaldo.RedoRole && name == redoFolder, p.Role == respaldo.TablespaceRole:
+		return name
+	}
+	return ""
 }
 
 // rootName is the entry at the root of a backup that holds a place: "option-file" for the
