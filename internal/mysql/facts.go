@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sort"
+	"strconv"
 	"strings"
 
 	respaldo "github.com/respaldo-backup/respaldo"
@@ -102,12 +103,29 @@ func (s *Server) Facts(ctx context.Context) (*Facts, error) {
 	if err := s.encryption(ctx, f); err != nil {
 		return nil, s.explain(err, "looking for encrypted tables")
 	}
+	if err := s.redoLog(ctx, f); err != nil {
+		return nil, s.explain(err, "looking at the redo log")
+	}
 	mode, _ := lightestLock(f)
 	if f.Long, _, err = s.blockers(ctx, s.db, mode); err != nil {
 		return nil, s.explain(err, "looking at running statements")
 	}
 	f.remark()
 	return f, nil
+}
+
+// redoLog refuses a server whose redo log was switched off for a bulk load: not even the
+// server itself can be started after a crash then.
+func (s *Server) redoLog(ctx context.Context, f *Facts) error {
+	if !f.Version.AtLeast(respaldo.MySQL, 8, 0, 21) {
+		return nil
+	}
+	status, err := queryRows(ctx, s.db, "SHOW GLOBAL STATUS LIKE 'Innodb_redo_log_enabled'")
+	if err == nil && len(status) > 0 && strings.EqualFold(status[0]["value"], "OFF") {
+		f.refused = append(f.refused, &respaldo.Error{Kind: respaldo.Refused, What: "InnoDB's redo log is disabled: an image could not be recovered",
+			Hint: "ALTER INSTANCE ENABLE INNODB REDO_LOG"})
+	}
+	return err
 }
 
 // On reads a boolean variable: ON, 1, YES, TRUE.
@@ -117,6 +135,16 @@ func (f *Facts) On(variable string) bool {
 		return true
 	}
 	return false
+}
+
+// numberOf is the first of the variables that the server has, 0 if none.
+func numberOf(variables map[string]string, names ...string) int64 {
+	for _, name := range names {
+		if n, err := strconv.ParseInt(variables[name], 10, 64); err == nil {
+			return n
+		}
+	}
+	return 0
 }
 
 // vendorOf reads @@version_comment, where every build names its maker.
@@ -200,6 +228,10 @@ func (f *Facts) remark() {
 	}
 	if !f.FilesSeen {
 		f.Warnings = append(f.Warnings, "the data directory cannot be read by us: symbolic links in it would go unnoticed")
+	}
+	if f.Replica && f.Version.Flavor == respaldo.MySQL && !f.On("gtid_mode") &&
+		numberOf(f.Variables, "replica_parallel_workers", "slave_parallel_workers") > 1 && !f.On("replica_preserve_commit_order") && !f.On("slave_preserve_commit_order") {
+		f.Warnings = append(f.Warnings, "the replica applies in parallel, out of order and without GTIDs: its position in the source's binlog is a low-water mark, after which some transactions are in the backup already; set replica_preserve_commit_order=ON")
 	}
 	if !f.BinlogOn {
 		f.Warnings = append(f.Warnings, "the binlog is off: backups have no coordinates and cannot be rolled forward")

@@ -12,7 +12,7 @@ import (
 
 // encryption finds out whether anything in the data needs a key, and where the keys are.
 func (s *Server) encryption(ctx context.Context, f *Facts) error {
-	n, err := s.encryptedTablespaces(ctx, f.Version)
+	n, err := s.encryptedTablespaces(ctx, f)
 	if err != nil {
 		return err
 	}
@@ -34,10 +34,28 @@ func (s *Server) encryption(ctx context.Context, f *Facts) error {
 	return nil
 }
 
+// asksForSuper: until MDEV-23003, reading INNODB_TABLESPACES_ENCRYPTION took SUPER.
+func asksForSuper(v respaldo.Version) bool {
+	return v.Flavor == respaldo.MariaDB && !v.AtLeast(respaldo.MariaDB, 10, 5, 5) && (!v.AtLeast(respaldo.MariaDB, 10, 4, 14) || v.AtLeast(respaldo.MariaDB, 10, 5, 0))
+}
+
+// hasKeys tells whether a key management plugin of MariaDB is loaded; without one nothing
+// can be encrypted.
+func (f *Facts) hasKeys() bool {
+	for name := range f.Variables {
+		if strings.Contains(name, "_key_management_") {
+			return true
+		}
+	}
+	return false
+}
+
 // encryptedTablespaces counts what InnoDB itself knows to be encrypted. Needs PROCESS.
-func (s *Server) encryptedTablespaces(ctx context.Context, v respaldo.Version) (int, error) {
+func (s *Server) encryptedTablespaces(ctx context.Context, f *Facts) (int, error) {
 	var query string
-	switch {
+	switch v := f.Version; {
+	case asksForSuper(v) && !f.hasKeys():
+		return 0, nil
 	case v.Flavor == respaldo.MariaDB:
 		query = "SELECT COUNT(*) FROM information_schema.INNODB_TABLESPACES_ENCRYPTION WHERE ENCRYPTION_SCHEME <> 0"
 	case v.AtLeast(respaldo.MySQL, 8, 0, 13):
@@ -51,8 +69,15 @@ func (s *Server) encryptedTablespaces(ctx context.Context, v respaldo.Version) (
 	}
 	var n int
 	err := s.db.QueryRowContext(ctx, query).Scan(&n)
+	if errorNumber(err) == errPrivilegeNeeded && asksForSuper(f.Version) {
+		return 0, &respaldo.Error{Kind: respaldo.Unreachable, What: "looking for encrypted tables: " + f.Version.String() + " shows them to an account with SUPER only",
+			Hint: s.asUs("GRANT SUPER ON *.* TO "+grantee) + "; not needed from 10.4.14 and 10.5.5 on (MDEV-23003)", Err: err}
+	}
 	return n, err
 }
+
+// fileKey is the variable with the key of the key file, or FILE: and where it is.
+const fileKey = "file_key_management_filekey"
 
 // keyring adds the key files to the layout, in use or not: a server may refuse to start
 // without them.
@@ -61,8 +86,13 @@ func (f *Facts) keyring() {
 	v := f.Variables
 	if path := v["file_key_management_filename"]; path != "" {
 		l.add(respaldo.KeyringRole, path)
-		if file, ok := strings.CutPrefix(v["file_key_management_filekey"], "FILE:"); ok {
+		if file, ok := strings.CutPrefix(v[fileKey], "FILE:"); ok {
 			l.add(respaldo.KeyringRole, file)
+		} else if v[fileKey] != "" {
+			// It must neither go into a backup nor onto a command line.
+			v[fileKey] = "***"
+			f.refused = append(f.refused, &respaldo.Error{Kind: respaldo.Refused, What: "the key of the key file (" + fileKey + ") stands in clear text in the server's options",
+				Hint: "write it to a file that only the server can read, and set " + fileKey + "=FILE:/that/file"})
 		}
 	}
 	for _, variable := range []string{"keyring_file_data", "keyring_encrypted_file_data"} {

@@ -1,6 +1,10 @@
 package mysql
 
-import respaldo "github.com/respaldo-backup/respaldo"
+import (
+	"strings"
+
+	respaldo "github.com/respaldo-backup/respaldo"
+)
 
 // grantee is the account that the documented grants are for.
 const grantee = "'respaldo'@'localhost'"
@@ -29,3 +33,16 @@ func Grants(v respaldo.Version) []string {
 // SelectGrant lets the account see every table. Without it the engines in use are told
 // from the names of files, and images are always taken under a lock.
 func SelectGrant() string { return "GRANT SELECT ON *.* TO " + grantee }
+
+// asUs makes grants those of the account that we are logged in as.
+func (s *Server) asUs(grants string) string {
+	return strings.ReplaceAll(grants, grantee, s.account)
+}
+
+// quoteAccount makes CURRENT_USER()'s user@host what GRANT takes. A user's name may have
+// an @, a host's may not.
+func quoteAccount(account string) string {
+	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+	at := strings.LastIndexByte(account, '@')
+	return quote(account[:max(at, 0)]) + "@" + quote(account[at+1:])
+}

@@ -63,7 +63,14 @@ func testFacts(t *testing.T, b *box) {
 func testPrivileges(t *testing.T, b *box) {
 	b.exec(t, "CREATE USER "+grantee+" IDENTIFIED BY 'pw'", "CREATE USER 'nobody'@'localhost' IDENTIFIED BY 'pw'")
 	_, err := b.serverAs(t, "nobody", "pw").Facts(context.Background())
-	mustBe(t, err, respaldo.Unreachable, `account "nobody" lacks the privilege`, "GRANT ")
+	mustBe(t, err, respaldo.Unreachable, `account "nobody" lacks the privilege`, "GRANT ", "TO 'nobody'@'localhost'")
+
+	var mode string // that statements of ours must not depend on
+	if err := b.root.QueryRow("SELECT @@GLOBAL.sql_mode").Scan(&mode); err != nil {
+		t.Fatal(err)
+	}
+	b.exec(t, "SET GLOBAL sql_mode = 'NO_BACKSLASH_ESCAPES,ANSI_QUOTES,PIPES_AS_CONCAT'")
+	defer b.exec(t, "SET GLOBAL sql_mode = '"+mode+"'")
 
 	b.exec(t, Grants(b.server(t).Version())...)
 	s := b.serverAs(t, "respaldo", "pw")
@@ -74,11 +81,11 @@ func testPrivileges(t *testing.T, b *box) {
 	if e := engine(f, "MyISAM"); e.Tables != 1 || !slices.Equal(e.Examples, []string{"d.my"}) {
 		t.Errorf("MyISAM by its files: %+v", e)
 	}
-	mode, _, err := ChooseLock(f, respaldo.LockAuto)
+	lightest, _, err := ChooseLock(f, respaldo.LockAuto)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, mode := range []respaldo.LockMode{mode, respaldo.LockGlobal} {
+	for _, mode := range []respaldo.LockMode{lightest, respaldo.LockGlobal} {
 		q, err := s.Quiesce(context.Background(), QuiesceRequest{Mode: mode, Budget: 20 * time.Second, Facts: f}, func(ctx context.Context, at respaldo.Coordinates) error {
 			if now, err := b.server(t).Coordinates(ctx); err != nil || now.String() != at.String() {
 				t.Errorf("stands at %s, we were told %s, %v", now, at, err)
@@ -173,6 +180,81 @@ func TestChooseLock(t *testing.T) {
 		}
 		if !strings.Contains(reason, c.reason) {
 			t.Errorf("%s, asked for %q: %q lacks %q", c.facts.Version, c.asked, reason, c.reason)
+		}
+	}
+}
+
+// The key of MariaDB's key file, given in clear text, goes nowhere: not into the manifest
+// and not onto the command line of an instance.
+func TestKeyInClearTextIsRefused(t *testing.T) {
+	f := &Facts{Version: respaldo.Version{Flavor: respaldo.MariaDB, Major: 11, Minor: 8}, Variables: map[string]string{
+		"file_key_management_filename": "/etc/mysql/keys.enc", fileKey: "topsecret123"}}
+	literal := optionList{variables: map[string]string{"file_key_management_filename": "/k", fileKey: "topsecret123"}}
+	literal.carryKeys()
+	if text := strings.Join(literal.list, " "); strings.Contains(text, "topsecret123") || !strings.Contains(text, "filename=/k") {
+		t.Errorf("options %s", text)
+	}
+	f.keyring()
+	refused := f.Refusals()
+	if len(refused) != 1 {
+		t.Fatalf("refused: %v", refused)
+	}
+	mustBe(t, refused[0], respaldo.Refused, fileKey, "FILE:")
+	if text := fmt.Sprint(f.Variables, explained(refused[0])); strings.Contains(text, "topsecret123") {
+		t.Errorf("the key is told: %s", text)
+	}
+	f = &Facts{Variables: map[string]string{"file_key_management_filename": "/etc/mysql/keys.enc", fileKey: "FILE:/etc/mysql/key"}}
+	if f.keyring(); len(f.refused) > 0 || len(f.Layout.Of(respaldo.KeyringRole)) != 2 {
+		t.Errorf("a key in a file: %v, %+v", f.refused, f.Layout.Places)
+	}
+}
+
+// Where InnoDB's list of encrypted tablespaces takes SUPER, it is asked for only if there
+// can be something in it.
+func TestSuperIsNotAskedForWithoutKeys(t *testing.T) {
+	for version, super := range map[string]bool{
+		"10.2.44-MariaDB": true, "10.3.39-MariaDB": true, "10.4.13-MariaDB": true, "10.4.14-MariaDB": false,
+		"10.5.4-MariaDB": true, "10.5.5-MariaDB": false, "11.8.2-MariaDB": false, "8.4.0": false,
+	} {
+		v, err := respaldo.ParseVersion(version, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if asksForSuper(v) != super {
+			t.Errorf("%s: %t", version, !super)
+		}
+	}
+	f := &Facts{Version: respaldo.Version{Flavor: respaldo.MariaDB, Major: 10, Minor: 3}, Variables: map[string]string{"innodb_encrypt_tables": "OFF"}}
+	if n, err := (&Server{}).encryptedTablespaces(t.Context(), f); n != 0 || err != nil { // there is no server to ask
+		t.Errorf("%d, %v", n, err)
+	}
+	f.Variables["file_key_management_filename"] = "/k"
+	if !f.hasKeys() {
+		t.Error("a key plugin is not seen")
+	}
+}
+
+func TestParallelReplicaOutOfOrderIsWarnedOf(t *testing.T) {
+	for _, c := range []struct {
+		flavor    respaldo.Flavor
+		variables string
+		warned    bool
+	}{
+		{respaldo.MySQL, "replica_parallel_workers=4 replica_preserve_commit_order=OFF gtid_mode=OFF", true},
+		{respaldo.MySQL, "slave_parallel_workers=2 gtid_mode=OFF", true},
+		{respaldo.MySQL, "replica_parallel_workers=1 replica_preserve_commit_order=OFF gtid_mode=OFF", false},
+		{respaldo.MySQL, "replica_parallel_workers=4 replica_preserve_commit_order=ON gtid_mode=OFF", false},
+		{respaldo.MySQL, "replica_parallel_workers=4 replica_preserve_commit_order=OFF gtid_mode=ON", false},
+		{respaldo.MariaDB, "slave_parallel_workers=4 slave_parallel_mode=optimistic", false},
+	} {
+		f := &Facts{Version: respaldo.Version{Flavor: c.flavor}, Variables: map[string]string{}, Replica: true}
+		for setting := range strings.FieldsSeq(c.variables) {
+			name, value, _ := strings.Cut(setting, "=")
+			f.Variables[name] = value
+		}
+		f.remark()
+		if warned := strings.Contains(strings.Join(f.Warnings, "\n"), "low-water mark"); warned != c.warned {
+			t.Errorf("%s %s: warned %t", c.flavor, c.variables, warned)
 		}
 	}
 }

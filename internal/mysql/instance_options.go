@@ -202,8 +202,11 @@ func (o *optionList) carryKeys() {
 		loaded := false
 		for name, value := range o.variables {
 			if strings.HasPrefix(name, key.prefix) && value != "" {
-				o.carry(name)
 				loaded = true
+				if name == fileKey && !strings.HasPrefix(value, "FILE:") {
+					continue // a key in clear text, for everybody to see in the list of processes
+				}
+				o.carry(name)
 			}
 		}
 		if loaded {

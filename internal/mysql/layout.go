@@ -182,10 +182,8 @@ func (f *Facts) binlogs(l *layouter) {
 	base = l.absolute(base)
 	f.BinlogDir, f.BinlogBase = filepath.Dir(base), filepath.Base(base)
 	f.BinlogIndex = l.absolute(firstOf(f.Variables["log_bin_index"], base+".index"))
+	// An index in yet another folder is no place: whoever has the binlogs can write one.
 	l.add(respaldo.BinlogRole, f.BinlogDir)
-	if filepath.Dir(f.BinlogIndex) != f.BinlogDir {
-		l.add(respaldo.BinlogRole, f.BinlogIndex)
-	}
 	f.BinlogElsewhere = !isBelow(realPath(f.BinlogDir), l.realData) || !sameFilesystem(f.BinlogDir, l.realData)
 	f.BinlogEncrypted = f.On("binlog_encryption") || f.On("encrypt_binlog")
 }

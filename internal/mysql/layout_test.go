@@ -34,6 +34,9 @@ func elsewhere(t *testing.T, b *box, spec *servers.Spec) {
 	}
 	spec.Args = append(spec.Args, "--log-bin="+filepath.Join(binlogs, "mysql-bin"), "--innodb-log-group-home-dir="+redo,
 		"--secure-file-priv="+b.mkdir(t, "files"))
+	if b.name == "mysql-9.7" || b.name == "mariadb-11.8" {
+		spec.Args = append(spec.Args, "--log-bin-index="+filepath.Join(b.mkdir(t, "third"), "list.index"))
+	}
 	if b.name == "mysql-9.7" {
 		spec.Args = append(spec.Args, "--innodb-directories="+b.mkdir(t, "ext"))
 	} else {
@@ -138,6 +141,13 @@ func TestOptionFilesAndKeys(t *testing.T) {
 func TestMySQLOnly(t *testing.T) {
 	t.Parallel()
 	b := startBox(t, "mysql-9.7", nil)
+	b.exec(t, "ALTER INSTANCE DISABLE INNODB REDO_LOG")
+	refused := mustFacts(t, b.server(t)).Refusals()
+	if len(refused) != 1 {
+		t.Fatalf("without a redo log refused: %v", refused)
+	}
+	mustBe(t, refused[0], respaldo.Refused, "redo log", "ALTER INSTANCE ENABLE INNODB REDO_LOG")
+	b.exec(t, "ALTER INSTANCE ENABLE INNODB REDO_LOG")
 	f := mustFacts(t, b.server(t))
 	t.Run("keyring component", func(t *testing.T) {
 		t.Parallel()

@@ -28,6 +28,7 @@ type Server struct {
 	db      *sql.DB
 	version respaldo.Version
 	comment string
+	account string // the one that the server took us for, quoted: 'user'@'host'
 }
 
 // Connect finds the server as MySQL's own clients do and logs in. Its errors are of
@@ -69,10 +70,11 @@ func Connect(ctx context.Context, o Options, log *slog.Logger) (*Server, error) 
 }
 
 func (s *Server) greet(ctx context.Context) error {
-	var version, comment string
-	if err := s.db.QueryRowContext(ctx, "SELECT @@version, @@version_comment").Scan(&version, &comment); err != nil {
+	var version, comment, account string
+	if err := s.db.QueryRowContext(ctx, "SELECT @@version, @@version_comment, CURRENT_USER()").Scan(&version, &comment, &account); err != nil {
 		return err
 	}
+	s.account = quoteAccount(account)
 	v, err := respaldo.ParseVersion(version, comment)
 	s.version, s.comment = v, comment
 	return err
@@ -106,6 +108,8 @@ func (s *Server) connector(dialed func(net.Conn)) sqldriver.Connector {
 	cfg.AllowCleartextPasswords = s.target.cleartext
 	cfg.Timeout = dialTimeout
 	cfg.InterpolateParams = true // no prepared statements: BACKUP STAGE and SHOW know none
+	// Our statements are written for no mode: NO_BACKSLASH_ESCAPES makes others of them.
+	cfg.Params = map[string]string{"sql_mode": "''"}
 	cfg.ConnectionAttributes = "program_name:respaldo"
 	cfg.Logger = driverLog{s.log}
 	cfg.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {

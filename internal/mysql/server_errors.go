@@ -8,6 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
@@ -82,6 +84,9 @@ func (s *Server) explainConnect(failed []error) error {
 	if len(s.target.read) > 0 {
 		files = "read: " + strings.Join(s.target.read, ", ")
 	}
+	if login := filepath.Join(homeDir(), ".mylogin.cnf"); exists(login) {
+		files += "; " + login + " is for MySQL's own clients only and was not read"
+	}
 	password := fmt.Sprintf("put user and password under [respaldo] or [client] into ~/.my.cnf or the file that --defaults-file names (%s)", files)
 	switch n := errorNumber(err); {
 	case n == errAccessDenied || n == errAccessNoPassword:
@@ -144,7 +149,7 @@ func (s *Server) explain(err error, doing string) error {
 			missing = "the privilege " + m[1]
 		}
 		return &respaldo.Error{Kind: respaldo.Unreachable, What: fmt.Sprintf("%s: account %q lacks %s", doing, s.target.user, missing),
-			Hint: strings.Join(Grants(s.version), "; "), Err: err}
+			Hint: s.asUs(strings.Join(Grants(s.version), "; ")), Err: err}
 	case n == errLockWaitTimeout:
 		return &respaldo.Error{Kind: respaldo.LockTimeout, What: doing + ": the lock was not granted in time", Hint: "try again when the server is less busy, or give --max-lock more time", Err: err}
 	case isConnectionLost(err):
@@ -152,4 +157,9 @@ func (s *Server) explain(err error, doing string) error {
 			Hint: "was the server stopped or restarted, or our connection killed? look at its error log, then run again", Err: err}
 	}
 	return &respaldo.Error{Kind: respaldo.Failed, What: doing, Err: err}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }

@@ -352,6 +352,9 @@ func TestServerComesAndGoes(t *testing.T) {
 		t.Fatal(explained(err))
 	}
 	defer s.Close()
+	login := b.write(t, "home/.mylogin.cnf", "what mysql_config_editor writes")
+	_, err = Connect(context.Background(), Options{User: "carol"}, nil)
+	mustBe(t, err, respaldo.Unreachable, `does not let user "carol" in`, login, "not read")
 	f := mustFacts(t, s)
 	if places := f.Layout.Of(respaldo.BinlogRole); f.BinlogElsewhere || len(places) != 1 || !places[0].Inside {
 		t.Errorf("binlogs in the data directory: %+v", places)
