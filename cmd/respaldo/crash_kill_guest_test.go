@@ -152,8 +152,7 @@ func (c *crash) volumeCommandKilled() {
 		if o.code != int(respaldo.SnapshotLost) {
 			c.t.Errorf("exit code %d, not %d\n%s%s", o.code, respaldo.SnapshotLost, o.stdout, o.stderr)
 		}
-		c.t.Log(o.stderr)
-		if strings.Count(o.stderr, "respaldo: ") != 1 || !strings.Contains(o.stderr, killedCommand) {
+		if strings.Count(o.stderr, "respaldo: ") != 1 || !strings.Contains(o.stderr, "ended by SIGKILL") || !strings.Contains(o.stderr, "hint: ") {
 			c.t.Errorf("not one clear error:\n%s", o.stderr)
 		}
 		c.nothingLeft()

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Cmd is one call of an external program.
@@ -72,10 +74,14 @@ type Runner interface {
 type ExitError struct {
 	Cmd    string
 	Exit   int // -1 when a signal ended it
+	Signal syscall.Signal
 	Stderr string
 }
 
 func (e *ExitError) Error() string {
+	if e.Signal != 0 {
+		return strings.TrimSpace(fmt.Sprintf("%s: ended by %s %s", e.Cmd, unix.SignalName(e.Signal), e.Stderr))
+	}
 	msg := strings.TrimSpace(e.Stderr)
 	if msg == "" {
 		msg = "no message"
@@ -166,7 +172,11 @@ func (l Local) judge(ctx context.Context, c Cmd, r Result, err error) error {
 			return nil
 		}
 	}
-	return &ExitError{Cmd: c.String(), Exit: r.Exit, Stderr: redact(string(r.Stderr), c.Secret)}
+	failed := &ExitError{Cmd: c.String(), Exit: r.Exit, Stderr: redact(string(r.Stderr), c.Secret)}
+	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		failed.Signal = status.Signal()
+	}
+	return failed
 }
 
 func (l Local) log(c Cmd, r Result, err error) {

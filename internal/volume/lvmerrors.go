@@ -46,6 +46,9 @@ func lvmError(kind respaldo.Kind, what string, err error) error {
 		}
 		return e
 	}
+	if exit.Signal != 0 {
+		e.Hint = "somebody ended it, or memory ran out (see dmesg); what it left is put in order, so try again"
+	}
 	for _, t := range lvmTroubles {
 		if strings.Contains(exit.Stderr, t.says) {
 			if t.kind != 0 {
