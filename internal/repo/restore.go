@@ -242,6 +242,9 @@ func (run *restoring) walk(ctx context.Context, p *part, stored, rel string, e *
 			return err
 		}
 		for _, child := range children {
+			if rel == "" && child.Name == IncompleteMarker {
+				continue // in older backups: the mark of another restore
+			}
 			if err := run.walk(ctx, p, stored+"/"+child.Name, path.Join(rel, child.Name), child); err != nil {
 				return err
 			}

@@ -139,6 +139,36 @@ func TestSocketsAreSkippedAndNothingElse(t *testing.T) {
 	}
 }
 
+// Somebody has started a server on what a failed restore had left. The mark is not part of
+// the data, and where a backup has it all the same, it can be restored.
+func TestMarkOfAnotherRestore(t *testing.T) {
+	t.Parallel()
+	r := open(t, filepath.Join(t.TempDir(), "repo"), "db1")
+	dir := dataDir(t)
+	mark, inside := filepath.Join(dir, repo.IncompleteMarker), filepath.Join(dir, "shop", repo.IncompleteMarker)
+	must(t, os.WriteFile(mark, []byte("an older one"), 0o600))
+	must(t, os.WriteFile(inside, []byte("an older one"), 0o600))
+	saved, err := r.Save(t.Context(), "shop", repo.Tree{Entries: []repo.TreeEntry{{Name: "data", Path: dir}}}, nil)
+	must(t, err)
+	if got := strings.Join(saved.Skipped, " "); got != "data/"+repo.IncompleteMarker {
+		t.Errorf("skipped %q", got)
+	}
+	b, err := r.Record(t.Context(), saved, manifest("shop", saved.Start))
+	must(t, err)
+	for stored, from := range map[string]string{"data": dir, "data/shop": filepath.Join(dir, "shop")} {
+		to := filepath.Join(t.TempDir(), "to")
+		must(t, r.Restore(t.Context(), b, map[string]string{stored: to}, repo.RestoreOptions{}, nil))
+		if repo.Incomplete(to) {
+			t.Errorf("%s is marked as incomplete", stored)
+		}
+		all, err := os.ReadDir(from)
+		must(t, err)
+		if got, err := os.ReadDir(to); err != nil || len(got) != len(all)-1 { // all but the mark
+			t.Errorf("%s restored as %v, %v", stored, got, err)
+		}
+	}
+}
+
 func TestSaveFailsRatherThanLeavesOut(t *testing.T) {
 	t.Parallel()
 	r := open(t, filepath.Join(t.TempDir(), "repo"), "db1")

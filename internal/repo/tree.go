@@ -57,6 +57,7 @@ type node struct {
 	stored   string // in the backup, for messages
 	info     meta
 	data     []byte
+	top      bool // it is what a TreeEntry names
 	children []*node
 	entry    *snapshot.DirEntry // set once it is saved
 }
@@ -111,7 +112,7 @@ func scanTree(ctx context.Context, t Tree, now time.Time) (*scan, error) {
 		if slices.ContainsFunc(parent.children, func(c *node) bool { return c.name == base }) {
 			return nil, fmt.Errorf("entry %q of a backup occurs twice", e.Name)
 		}
-		n := &node{name: base, stored: e.Name, path: e.Path}
+		n := &node{name: base, stored: e.Name, path: e.Path, top: true}
 		if e.Path == "" {
 			n.data = append([]byte{}, e.Data...)
 			n.info = virtual
@@ -167,6 +168,11 @@ func (s *scan) add(ctx context.Context, n *node, info fs.FileInfo) (bool, error)
 			return false, err
 		}
 		for _, e := range entries {
+			// Restored, it would be taken for the mark of that restore.
+			if n.top && e.Name() == IncompleteMarker {
+				s.skipped = append(s.skipped, n.stored+"/"+e.Name())
+				continue
+			}
 			info, err := e.Info()
 			if err != nil {
 				return false, err
