@@ -55,6 +55,9 @@ type InstanceRequest struct {
 	// as this one. Without it accounts are not looked at, whatever the image holds; only
 	// the instance's own user and root reach the socket.
 	Account *Account
+	// Networking leaves the process in the host's network. A proof has no business there:
+	// whatever the image makes the server load (components, plugins) can reach nobody.
+	Networking bool
 	// Options are server options added last ("--read-only=ON"), for servers that are to
 	// be more than a proof.
 	Options []string

@@ -261,6 +261,8 @@ func (img *image) setup(request InstanceRequest) (setup, error) {
 		GID:    img.gid,
 		Argv:   append(slices.Clone(request.program().Argv), options...),
 		Env:    img.environment(request),
+
+		Networking: request.Networking,
 	}
 	// Shorter paths first: a place may lie below another.
 	for _, origin := range slices.SortedFunc(maps.Keys(img.dirs), func(a, b string) int {

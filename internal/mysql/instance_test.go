@@ -228,6 +228,13 @@ func (o *origin) staysByItself(t *testing.T, i *Instance) {
 			t.Errorf("%s is the origin's %q", name, origin[name])
 		}
 	}
+	ours, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", i.PID())); err != nil || its == ours {
+		t.Errorf("the instance is in the network %s, we are in %s, %v", its, ours, err)
+	}
 	environment, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", i.PID()))
 	if err != nil {
 		t.Fatal(err)

@@ -34,6 +34,9 @@ type setup struct {
 	UID, GID int
 	Argv     []string
 	Env      []string
+	// Networking leaves it the host's network; otherwise it has one without any interface.
+	// Sockets with a path work all the same.
+	Networking bool `json:",omitempty"`
 }
 
 // bind makes Source visible as Target.
@@ -46,7 +49,7 @@ func (s setup) encode() []byte {
 	return b
 }
 
-// sysProcAttr gives the process a mount namespace, a session of its own (Ctrl-C is for
+// sysProcAttr gives the process mount and network namespaces, a session of its own (Ctrl-C is for
 // us), and an end when we end. Who is not root gets the right to mount from a user
 // namespace in which everything keeps its owner.
 func (s setup) sysProcAttr() *syscall.SysProcAttr {
@@ -54,6 +57,10 @@ func (s setup) sysProcAttr() *syscall.SysProcAttr {
 		Cloneflags: syscall.CLONE_NEWNS,
 		Setsid:     true,
 		Pdeathsig:  syscall.SIGKILL,
+	}
+	// A kernel built without network namespaces has no such file.
+	if _, err := os.Stat("/proc/self/ns/net"); err == nil && !s.Networking {
+		attr.Cloneflags |= syscall.CLONE_NEWNET
 	}
 	if os.Geteuid() != 0 {
 		attr.Cloneflags |= syscall.CLONE_NEWUSER
@@ -73,7 +80,7 @@ func namespaceError(err error) error {
 	}
 	return &respaldo.Error{
 		Kind: respaldo.Refused,
-		What: "cannot isolate the private server in mount and user namespaces of its own",
+		What: "cannot isolate the private server in namespaces of its own",
 		Hint: hint,
 		Err:  err,
 	}
