@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -181,13 +182,20 @@ func (s *stand) backup(args ...string) backup.Made {
 	return made
 }
 
-// restored restores a backup into a new directory and starts a server on it.
+// restored restores a backup into a new directory and starts a server on it, with the
+// printed options and none of the laboratory's for the binlog.
 func (s *stand) restored(id string) *guest.Server {
 	s.t.Helper()
 	to := filepath.Join(s.dir, "restored-"+id[:8])
-	s.ok("restore", id, "--to", to)
-	server := guest.StartServer(s.t, guest.ServerSpec{Name: s.server.Name, DataDir: to})
-	return server
+	var done backup.Restored
+	s.into(&done, "restore", id, "--to", to)
+	args := []string{"--skip-log-bin"}
+	for _, line := range done.Options {
+		if !strings.HasPrefix(line, "datadir=") {
+			args = append(args, "--"+line)
+		}
+	}
+	return guest.StartServer(s.t, guest.ServerSpec{Name: s.server.Name, DataDir: to, Args: args})
 }
 
 // sameShop fails the test unless the tables that nobody writes to are those of the origin.
