@@ -43,8 +43,8 @@ type InstanceRequest struct {
 	// is gone.
 	Run string
 	Log *slog.Logger // nil is silent
-	// Memory is roughly how many bytes the instance may use; 0 means 256 MiB. Half of it
-	// becomes the buffer pool.
+	// Memory is roughly how many bytes the instance may use; 0 means 256 MiB, or up to
+	// 2 GiB where the origin has a large redo log. Half of it becomes the buffer pool.
 	Memory int64
 	// Started is called with the process ID before the process does anything at all: it
 	// waits for Started to return.

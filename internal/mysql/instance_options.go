@@ -286,12 +286,10 @@ func ownServerID(origin string) uint32 {
 	}
 }
 
-const defaultMemory = 256 << 20
-
 // bound keeps the instance small: it shares the machine with the origin.
 func (o *optionList) bound(memory int64) {
 	if memory <= 0 {
-		memory = defaultMemory
+		memory = memoryFor(redoBytes(o.variables), availableMemory())
 	}
 	pool := max(memory/2, 24<<20) &^ (8<<20 - 1)
 	bytes := func(n int64) string { return strconv.FormatInt(n, 10) }
