@@ -4,12 +4,18 @@ package main
 
 import (
 	"testing"
+	"time"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/lab/guest"
 )
 
-const writers = 3
+// The write load under the tests: enough to have something in flight at any moment, and
+// little enough to leave the guest's one processor to the rest.
+const (
+	writers = 3
+	pace    = 100 * time.Millisecond // of each writer
+)
 
 // Every kind of volume and every server once: a backup under a write load is proved, and
 // restored it holds every transaction acknowledged before it and none begun after it.
@@ -24,7 +30,7 @@ func TestBackupAndRestore(t *testing.T) {
 	} {
 		t.Run(c.volume+" "+c.server, func(t *testing.T) {
 			s := newStand(t, c.volume, c.server, standOptions{})
-			load := guest.StartLoad(t, s.server, writers)
+			load := guest.StartLoadEvery(t, s.server, writers, pace)
 			load.Moves(t, testLimit)
 
 			acked := load.Acked()

@@ -47,7 +47,7 @@ func TestScatteredLayout(t *testing.T) {
 		}
 	}
 
-	load := guest.StartLoad(t, s.server, writers)
+	load := guest.StartLoadEvery(t, s.server, writers, pace)
 	load.Moves(t, testLimit)
 	acked := load.Acked()
 	made := s.backup()

@@ -186,7 +186,7 @@ func (s *stand) backup(args ...string) backup.Made {
 // printed options and none of the laboratory's for the binlog.
 func (s *stand) restored(id string) *guest.Server {
 	s.t.Helper()
-	to := filepath.Join(s.dir, "restored-"+id[:8])
+	to := filepath.Join(s.volume.Path, "restored-"+id[:8]) // a real filesystem: memory knows no O_DIRECT
 	var done backup.Restored
 	s.into(&done, "restore", id, "--to", to)
 	args := []string{"--skip-log-bin"}
