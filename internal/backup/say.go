@@ -2,6 +2,7 @@ package backup
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/respaldo-backup/respaldo"
@@ -67,5 +68,9 @@ func savedDetail(s *repo.Saved) string {
 }
 
 func proofDetail(p respaldo.Proof) string {
-	return fmt.Sprintf("started and recovered in %s, %d of %d tables checked, at %s", FormatSeconds(p.RecoverySeconds), p.Tables, p.TablesTotal, p.Coordinates)
+	text := fmt.Sprintf("started and recovered in %s, %d of %d tables checked, at %s", FormatSeconds(p.RecoverySeconds), p.Tables, p.TablesTotal, p.Coordinates)
+	if len(p.NotChecked) > 0 {
+		text += "; could not check " + strings.Join(p.NotChecked, ", ")
+	}
+	return text
 }
