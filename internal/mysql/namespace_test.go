@@ -157,7 +157,12 @@ func TestInstanceIsFoundAndKilledByItsMarks(t *testing.T) {
 	started := 0
 	r.Started = func(pid int) {
 		started = pid
-		environment, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		// The kernel reports the exec a moment before the new environment can be read.
+		var environment []byte
+		var err error
+		for deadline := time.Now().Add(10 * time.Second); err == nil && len(environment) == 0 && time.Now().Before(deadline); {
+			environment, err = os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		}
 		if err != nil || !strings.Contains(string(environment), runMark+r.Run) {
 			t.Errorf("before it does anything the process is marked %q, %v", environment, err)
 		}
