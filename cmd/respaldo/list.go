@@ -23,11 +23,7 @@ snapshot list.`,
   respaldo list --server shop --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			where, err := a.repository()
-			if err != nil {
-				return err
-			}
-			repository, err := a.open(cmd.Context(), where)
+			repository, err := a.openNamed(cmd.Context())
 			if err != nil {
 				return err
 			}

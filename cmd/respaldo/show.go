@@ -22,11 +22,7 @@ one, or "latest". With --json also all of the server's variables.`,
   respaldo show k3f9a2 --json`,
 		Args: exactArgs("BACKUP"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			where, err := a.repository()
-			if err != nil {
-				return err
-			}
-			repository, err := a.open(cmd.Context(), where)
+			repository, err := a.openNamed(cmd.Context())
 			if err != nil {
 				return err
 			}

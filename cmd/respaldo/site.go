@@ -45,6 +45,15 @@ func (a *app) site() (*backup.Site, error) {
 	}, nil
 }
 
+// openNamed opens the repository for a command that needs no server.
+func (a *app) openNamed(ctx context.Context) (*repo.Repo, error) {
+	where, err := a.repository()
+	if err != nil {
+		return nil, err
+	}
+	return a.open(ctx, where)
+}
+
 // open opens a repository with its password.
 func (a *app) open(ctx context.Context, r config.Repository) (*repo.Repo, error) {
 	c, err := a.config()
