@@ -133,7 +133,8 @@ func (g *Guest) start(ctx context.Context, img image, t tools) error {
 		args = append(args, fmt.Sprintf("ubd%d=%s", i+1, path))
 	}
 	g.cmd = exec.Command(t.keeper, args...)
-	g.cmd.Env = append(os.Environ(), "TMPDIR="+memoryFolder())
+	g.cmd.Dir = filepath.Dir(img.kernel)
+	g.cmd.Env = append(os.Environ(), "TMPDIR="+memoryFolder(), "LD_LIBRARY_PATH="+g.cmd.Dir)
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	life, err := g.cmd.StdinPipe()
 	if err != nil {

@@ -20,12 +20,11 @@ import (
 const release = "bookworm"
 
 // imageLayout is raised when the way of making the image changes.
-const imageLayout = "3"
+const imageLayout = "4"
 
 // packages is the guest's whole system, dependencies named: resolving them would pull in
 // an init system and other things that only maintainer scripts could set up.
 var packages = strings.Fields(`
-user-mode-linux
 base-files base-passwd bash busybox-static coreutils dash debianutils diffutils e2fsprogs findutils grep gzip
 hostname iproute2 iputils-ping kmod less libc-bin libcap2-bin login mawk mount ncurses-base openssh-client
 openssh-server openssh-sftp-server passwd procps psmisc rsync sed socat sysvinit-utils tar udev util-linux
@@ -49,21 +48,21 @@ var clutter = []string{"./usr/share/doc", "./usr/share/man", "./usr/share/locale
 
 // image is what every guest boots from; it is never written to.
 type image struct {
-	kernel string // the linux program
+	kernel string // the linux program; see unpackKernel for how to run it
 	root   string // ext4, mounted read-only below an overlay
 }
 
 func imageDir() string { return filepath.Join(servers.Cache(), "guest") }
 
 func imageID() string {
-	return fmt.Sprintf("layout %s release %s packages %s clutter %s", imageLayout, release, packages, clutter)
+	return fmt.Sprintf("layout %s release %s packages %s clutter %s kernel %s", imageLayout, release, packages, clutter, kernelSuite)
 }
 
 // ensureImage makes the guest's kernel and root image if the cache has none. Processes
 // that need it at the same time wait for each other.
 func ensureImage(ctx context.Context) (image, error) {
 	dir := imageDir()
-	img := image{kernel: filepath.Join(dir, "linux"), root: filepath.Join(dir, "root.ext4")}
+	img := image{kernel: filepath.Join(dir, "kernel/linux"), root: filepath.Join(dir, "root.ext4")}
 	ready := func() bool {
 		id, err := os.ReadFile(filepath.Join(dir, "recipe"))
 		return err == nil && string(id) == imageID()
@@ -89,9 +88,11 @@ func ensureImage(ctx context.Context) (image, error) {
 	if err != nil {
 		return img, fmt.Errorf("guest root: %w", err)
 	}
-	if err := os.Rename(filepath.Join(root, "usr/bin/linux.uml"), filepath.Join(tmp, "linux")); err != nil {
-		return img, err
+	kernel, err := unpackKernel(ctx, tmp, root)
+	if err != nil {
+		return img, fmt.Errorf("guest kernel: %w", err)
 	}
+	versions = append(versions, kernel...)
 	if err := finishRoot(ctx, root); err != nil {
 		return img, fmt.Errorf("guest root: %w", err)
 	}
@@ -140,10 +141,14 @@ func unpackRoot(ctx context.Context, debs, root string) ([]string, error) {
 		if err := debian.Unpack(ctx, f, root, clutter...); err != nil {
 			return nil, err
 		}
-		name, version := debian.Version(f)
-		versions = append(versions, name+" "+version)
+		versions = append(versions, versionOf(f))
 	}
 	return versions, nil
+}
+
+func versionOf(deb string) string {
+	name, version := debian.Version(deb)
+	return name + " " + version
 }
 
 // finishRoot does what the packages' maintainer scripts would have done.
