@@ -70,6 +70,7 @@ func testBinlogTail(t *testing.T, b *box) {
 // TestUpstream has replicas, over two channels where the flavor calls them so, whose
 // coordinates must name the source's position up to which they have applied.
 func TestUpstream(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"mariadb-11.8", "mysql-9.7"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -55,7 +55,7 @@ var (
 		}
 		return m
 	}()
-	twoAtATime = make(chan struct{}, 2)
+	twoAtATime = make(chan struct{}, 4)
 )
 
 func stopOrigins() {

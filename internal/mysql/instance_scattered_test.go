@@ -28,6 +28,7 @@ var scattered = map[string][]string{
 // An image is proved wherever the origin's files lay, whether its binlogs can be read by us
 // or not, and however the server was used: as a replica, with keys, behind links.
 func TestScatteredImageIsProved(t *testing.T) {
+	t.Parallel()
 	for name, options := range scattered {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -188,6 +189,7 @@ func isIdleReplica(t *testing.T, r InstanceRequest) {
 
 // A server that keeps no binlog is proved without coordinates.
 func TestImageWithoutBinlogsIsProved(t *testing.T) {
+	t.Parallel()
 	for name, options := range map[string][]string{
 		"mariadb-10.11": {"--skip-log-bin"},
 		"mysql-5.6":     {"--skip-log-bin", "--gtid-mode=OFF", "--skip-log-slave-updates"},
@@ -211,6 +213,7 @@ func TestImageWithoutBinlogsIsProved(t *testing.T) {
 // Tables of an engine that the instance does not load are told, and do not speak against
 // the image.
 func TestTablesOfUnknownEnginesAreNotChecked(t *testing.T) {
+	t.Parallel()
 	for name, with := range map[string][2]string{
 		"mariadb-10.11": {"--plugin-load-add=ha_sphinx", "CREATE TABLE shop.foreign_rows (id BIGINT UNSIGNED NOT NULL, weight INT NOT NULL, query VARCHAR(3072) NOT NULL, INDEX (query)) ENGINE=SPHINX"},
 		"mysql-9.7":     {"--federated", "CREATE TABLE shop.foreign_rows (id INT PRIMARY KEY) ENGINE=FEDERATED CONNECTION='mysql://u@127.0.0.1:1/d/t'"},

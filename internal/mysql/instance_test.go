@@ -123,6 +123,7 @@ func (o *origin) unharmed(t *testing.T) {
 // Every version's image, made in order or by a crash, starts beside the running origin and
 // is what the origin was.
 func TestImageIsProvedBesideItsOrigin(t *testing.T) {
+	t.Parallel()
 	for _, name := range servers.Names {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

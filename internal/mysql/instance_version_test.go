@@ -10,6 +10,7 @@ import (
 // series, is proved with the new program, which upgrades the image. What that program
 // cannot be expected to read says nothing about the image.
 func TestImageAndServerProgramOfDifferentVersions(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"mariadb-11.8", "mysql-9.7"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,6 +1,7 @@
 package mysql
 
 import (
+	"flag"
 	"os"
 	"testing"
 )
@@ -13,6 +14,8 @@ func TestMain(m *testing.M) {
 	if request := os.Getenv(holdVariable); request != "" {
 		holdInstance(request)
 	}
+	flag.Parse()
+	flag.Set("test.parallel", "6") // servers wait for their disk and their threads more than they compute
 	os.Setenv("RESPALDO_TEST_SECRET", "not-for-servers")
 	code := m.Run()
 	stopOrigins()

@@ -50,6 +50,7 @@ func damage(t *testing.T, file string, at, length int64) {
 }
 
 func TestDamagedImageIsNotProved(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"mariadb-10.5", "mariadb-11.8", "mysql-9.7"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -65,6 +66,7 @@ func TestDamagedImageIsNotProved(t *testing.T) {
 }
 
 func TestTruncatedImageIsNotProved(t *testing.T) {
+	t.Parallel()
 	for _, name := range servers.Names {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -106,6 +108,7 @@ func TestDamagedMyISAMTableIsNamed(t *testing.T) {
 // An image that starts and recovers but is not at the position of the lock is worth
 // nothing for rolling forward, and is not proved.
 func TestImageElsewhereThanTheLockIsNotProved(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"mariadb-10.11", "mysql-5.6"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -152,6 +155,7 @@ func TestImageElsewhereThanTheLockIsNotProved(t *testing.T) {
 // A server that writes its redo log once a second leaves images whose binlog is ahead of
 // their data. Stopped in the middle of its work it always does.
 func TestImageWithoutTheLastCommitsIsNotProved(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"mariadb-10.11", "mysql-5.6"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -24,7 +24,7 @@ import (
 const patience = 30 * time.Second
 
 // starting bounds how many servers start at once: they want both processors.
-var starting = make(chan struct{}, 2)
+var starting = make(chan struct{}, 4)
 
 // box is a running server with a folder around it: data, elsewhere/…, my.cnf.
 type box struct {
@@ -232,6 +232,7 @@ func freePort(t *testing.T) int {
 // TestServer runs everything that each version must do alike, on one server of each. Its
 // binlogs and redo log lie outside the data directory: the usual layout is seen elsewhere.
 func TestServer(t *testing.T) {
+	t.Parallel()
 	for _, name := range servers.Names {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
