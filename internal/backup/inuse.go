@@ -103,7 +103,7 @@ func firstOpen(fds string, files map[inode]string) string {
 	entries, _ := os.ReadDir(fds)
 	for _, e := range entries {
 		link := filepath.Join(fds, e.Name())
-		if target, err := os.Readlink(link); err != nil || !strings.HasPrefix(target, "/") || strings.HasPrefix(target, "/dev/") {
+		if target, err := os.Readlink(link); err != nil || !strings.HasPrefix(target, "/") {
 			continue
 		}
 		info, err := os.Stat(link)
