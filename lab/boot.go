@@ -123,7 +123,7 @@ func (g *Guest) start(ctx context.Context, img image, t tools) error {
 		return err
 	}
 	args := []string{"keep", img.kernel, "mem=" + strconv.Itoa(g.spec.Memory) + "M", "ubd0r=" + img.root, "initrd=" + t.initrd,
-		"quiet", "loglevel=3", "noreboot", "selinux=0", "panic=1", "umid=" + filepath.Base(g.dir), "uml_dir=" + sockets + "/", job.DirArg + "=" + g.dir,
+		"quiet", "loglevel=3", "seccomp=auto", "noreboot", "selinux=0", "panic=1", "umid=" + filepath.Base(g.dir), "uml_dir=" + sockets + "/", job.DirArg + "=" + g.dir,
 		"con=null", "ssl=null"}
 	for i, d := range g.spec.Disks {
 		path, err := g.disk(i, d)
