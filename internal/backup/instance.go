@@ -1,10 +1,14 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
@@ -66,18 +70,52 @@ func (op *operation) recoverAt(ctx context.Context, m respaldo.Manifest, dirs ma
 	return err
 }
 
-// keepLog moves the instance's log to where the user can read it after the run.
+// keptLogs is how many logs of failed private servers stay on disk.
+const keptLogs = 5
+
+// keepLog copies the instance's log to where the user can read it after the run, and has
+// the error's hints name it there.
 func (op *operation) keepLog(scratch string, cause error) error {
-	log, err := os.ReadFile(filepath.Join(scratch, mysql.InstanceLog))
+	from := filepath.Join(scratch, mysql.InstanceLog)
+	log, err := os.ReadFile(from)
 	if errors.Is(err, os.ErrNotExist) {
 		return cause // it did not come to a start
 	}
-	kept := filepath.Join(op.StateDir, "failed", op.Server+"-"+op.ledger.Run()+".log")
+	dir := filepath.Join(op.StateDir, "failed")
+	kept := filepath.Join(dir, op.Server+"-"+op.ledger.Run()+".log")
 	if err == nil {
 		err = writeDurably(kept, log)
+	}
+	if err == nil {
+		err = dropOldest(dir, keptLogs)
 	}
 	if err != nil {
 		return joinErrors(cause, err)
 	}
-	return &respaldo.Error{Kind: respaldo.KindOf(cause), What: "the private server failed", Err: cause, Hint: "its log is kept in " + kept}
+	var e *respaldo.Error
+	for next := cause; errors.As(next, &e); next = e.Err {
+		e.Hint = strings.ReplaceAll(e.Hint, from, kept)
+	}
+	return cause
+}
+
+// dropOldest removes the oldest files of a directory beyond a number of them.
+func dropOldest(dir string, keep int) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) <= keep {
+		return err
+	}
+	age := map[string]time.Time{}
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil {
+			age[e.Name()] = info.ModTime()
+		}
+	}
+	slices.SortFunc(entries, func(a, b os.DirEntry) int {
+		return cmp.Or(age[b.Name()].Compare(age[a.Name()]), strings.Compare(b.Name(), a.Name()))
+	})
+	for _, e := range entries[keep:] {
+		err = joinErrors(err, os.Remove(filepath.Join(dir, e.Name())))
+	}
+	return err
 }

@@ -98,7 +98,7 @@ func (s *Site) begin(ctx context.Context, name string) (*operation, error) {
 
 // open excludes other operations on this server, and leaves leftovers where they are.
 func (s *Site) open(name string) (*operation, error) {
-	l, err := ledger.Open(s.StateDir, s.Server, name)
+	l, err := ledger.Open(s.StateDir, s.Server, name, s.RunDir)
 	if err != nil {
 		return nil, err
 	}

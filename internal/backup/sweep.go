@@ -109,7 +109,7 @@ func (op *operation) resumeVolumes(ctx context.Context, entries []ledger.Entry) 
 		}
 		failed = joinErrors(failed, op.volumes.ResumeSuspended(ctx, volumeOf(e)))
 	}
-	return failed
+	return joinErrors(failed, op.volumes.ResumeLeftovers(ctx))
 }
 
 func (op *operation) killInstances(ctx context.Context, _ []ledger.Entry, swept *Swept) error {

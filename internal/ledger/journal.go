@@ -235,7 +235,7 @@ func makeDir(dir string) error {
 	info, err := os.Stat(dir)
 	if err == nil {
 		if !info.IsDir() {
-			return &respaldo.Error{Kind: respaldo.Refused, What: dir + " is not a directory", Hint: "give another state_dir"}
+			return &respaldo.Error{Kind: respaldo.Refused, What: dir + " is not a directory", Hint: "give another state_dir or run_dir"}
 		}
 		if info.Mode().Perm()&0o022 != 0 {
 			return &respaldo.Error{Kind: respaldo.Refused, What: "others may write to " + dir, Hint: "chmod go-w " + dir}
@@ -259,11 +259,11 @@ func makeDir(dir string) error {
 }
 
 func stateDirError(dir string, err error) error {
-	hint := "give another state_dir"
+	hint := "give another state_dir or run_dir"
 	if errors.Is(err, fs.ErrPermission) {
-		hint = "run it as root, or give a state_dir of your own"
+		hint = "run it as root, or give a state_dir and a run_dir of your own"
 	}
-	return &respaldo.Error{Kind: respaldo.Refused, What: "cannot use the state directory " + dir, Hint: hint, Err: err}
+	return &respaldo.Error{Kind: respaldo.Refused, What: "cannot use " + dir + " for our state", Hint: hint, Err: err}
 }
 
 func syncDir(dir string) error {

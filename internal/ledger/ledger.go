@@ -52,7 +52,8 @@ type Ledger struct {
 	dir, server, operation string
 	run                    string
 	self                   process
-	lock                   *os.File
+	lock                   *os.File   // nil once closed
+	others                 []*os.File // locks in other directories
 
 	mu        sync.Mutex
 	file      *journal
@@ -73,7 +74,10 @@ type Held struct {
 // if need be. It does not wait: while another process has the ledger open, it returns a
 // *respaldo.Error of kind Busy that names the holder. Close gives it back; so does the
 // end of the process, however it ends.
-func Open(dir, server, operation string) (*Ledger, error) {
+//
+// The server is locked in the directories of also as well: another configuration with a
+// dir of its own would take this operation's things for leftovers.
+func Open(dir, server, operation string, also ...string) (*Ledger, error) {
 	if server == "" || filepath.Base(server) != server {
 		return nil, fmt.Errorf("ledger: %q is no server name", server)
 	}
@@ -85,16 +89,41 @@ func Open(dir, server, operation string) (*Ledger, error) {
 		return nil, err
 	}
 	l := &Ledger{dir: dir, server: server, operation: operation, run: newRun(), self: self}
-	if l.lock, err = takeLock(l.path(".lock"), server, holder{
-		PID: self.PID, Operation: operation, Run: l.run, Started: time.Now(),
-	}); err != nil {
-		return nil, err
+	holder := holder{PID: self.PID, Operation: operation, Run: l.run, Started: time.Now()}
+	l.lock, err = takeLock(l.path(".lock"), server, holder)
+	for _, dir := range also {
+		if err == nil {
+			err = l.lockToo(dir, holder)
+		}
 	}
-	if l.file, l.leftovers, err = openJournal(l.path(".ledger"), server); err != nil {
-		dropLock(l.lock)
+	if err == nil {
+		l.file, l.leftovers, err = openJournal(l.path(".ledger"), server)
+	}
+	if err != nil {
+		l.dropLocks()
 		return nil, err
 	}
 	return l, nil
+}
+
+func (l *Ledger) lockToo(dir string, h holder) error {
+	if err := makeDir(dir); err != nil {
+		return err
+	}
+	lock, err := takeLock(filepath.Join(dir, l.server+".running"), l.server, h)
+	if err == nil {
+		l.others = append(l.others, lock)
+	}
+	return err
+}
+
+func (l *Ledger) dropLocks() {
+	for _, lock := range append(l.others, l.lock) {
+		if lock != nil {
+			dropLock(lock)
+		}
+	}
+	l.lock, l.others = nil, nil
 }
 
 // Peek reads what is noted for a server without opening its ledger: what a dead run left,
@@ -120,8 +149,7 @@ func (l *Ledger) Close() error {
 	if compactErr := writeJournal(l.path(".ledger"), l.server, remaining); err == nil {
 		err = compactErr
 	}
-	dropLock(l.lock)
-	l.lock = nil
+	l.dropLocks()
 	return err
 }
 

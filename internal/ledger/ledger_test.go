@@ -247,6 +247,32 @@ func TestOneOperationAtATime(t *testing.T) {
 	open(t, dir)
 }
 
+// Two configurations of one server, each with a state_dir of its own.
+func TestOneOperationAtATimeOnAMachine(t *testing.T) {
+	dir := t.TempDir()
+	mine, theirs, running := filepath.Join(dir, "mine"), filepath.Join(dir, "theirs"), filepath.Join(dir, "run")
+	one, err := Open(mine, "main", "backup", running)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(theirs, "main", "cleanup", running); respaldo.KindOf(err) != respaldo.Busy || !strings.Contains(err.Error(), "backup") {
+		t.Errorf("by another configuration: %v", err)
+	}
+	neighbour, err := Open(theirs, "second", "backup", running)
+	if err != nil {
+		t.Fatalf("another server: %v", err)
+	}
+	neighbour.Close()
+	if err := one.Close(); err != nil {
+		t.Error(err)
+	}
+	two, err := Open(theirs, "main", "cleanup", running)
+	if err != nil {
+		t.Fatalf("after its end: %v", err)
+	}
+	two.Close()
+}
+
 func TestChildrenDoNotInheritTheLock(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	l := open(t, dir)

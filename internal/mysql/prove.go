@@ -58,7 +58,8 @@ func Prove(ctx context.Context, request InstanceRequest, level respaldo.ProveLev
 	return proof, &respaldo.Error{
 		Kind: respaldo.NotProved,
 		What: fmt.Sprintf("the image has %d problem(s), the first: %s", len(problems), problems[0]),
-		Hint: "the log of the server started on it is " + i.LogPath(),
+		Hint: "see CHECK TABLE on the origin, and the log of the server started on the image, " + i.LogPath() +
+			"; a backup in spite of it: --prove none",
 	}
 }
 

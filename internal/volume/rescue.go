@@ -3,12 +3,11 @@ package volume
 import (
 	"context"
 	"errors"
-	"fmt"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/run"
@@ -73,15 +72,12 @@ func undashed(uuid string) string { return strings.ReplaceAll(uuid, "-", "") }
 // tagged as ours only, and brings them to what LVM's metadata on disk says, which a
 // killed command has either changed wholly or not at all. For Btrfs there is nothing to do.
 //
-// pids are volume commands of ours that may be running still: they are waited for first,
-// until ctx ends. The snapshot itself, half made or whole, is then Remove's.
-func (s *System) ResumeSuspended(ctx context.Context, v respaldo.Volume, pids ...int) error {
+// It waits for LVM commands that are at work on the group. The snapshot itself, half made
+// or whole, is then Remove's.
+func (s *System) ResumeSuspended(ctx context.Context, v respaldo.Volume) error {
 	vg, lv, ok := strings.Cut(v.Name, "/")
 	if v.Kind == respaldo.Btrfs || !ok {
 		return nil
-	}
-	if err := waitForCommands(ctx, vg, pids); err != nil {
-		return err
 	}
 	devices, err := s.dmDevices(ctx)
 	if err != nil {
@@ -95,15 +91,62 @@ func (s *System) ResumeSuspended(ctx context.Context, v respaldo.Volume, pids ..
 	if !slices.ContainsFunc(devices, func(d dmDevice) bool { return d.group() == group && d.unfinished() }) {
 		return nil
 	}
-	// An LVM that scanned the suspended volume for a signature would hang with it.
-	careful := *s
-	careful.LVMConfig = strings.TrimSpace(s.LVMConfig + " devices/ignore_suspended_devices=1")
-	r := &rescue{sys: &careful, vg: vg, lv: lv, origin: undashed(v.ID)}
+	r := &rescue{sys: s.careful(), vg: vg, lv: lv, origin: undashed(v.ID)}
 	if err := r.run(ctx, group); err != nil {
 		return &respaldo.Error{Kind: respaldo.Leftovers, What: "cannot bring the devices of " + v.Name + " back to order", Err: err,
 			Hint: "see dmsetup info -c; what is suspended (s) is resumed with: lvchange --refresh " + v.Name}
 	}
 	return nil
+}
+
+// ResumeLeftovers is ResumeSuspended for every volume of this machine that is suspended
+// while it has a snapshot of ours, whole or half made: so it is found when no record says
+// what was under way. Who may not use device-mapper has nothing to resume.
+func (s *System) ResumeLeftovers(ctx context.Context) error {
+	if unix.Access("/dev/mapper/control", unix.R_OK|unix.W_OK) != nil {
+		return nil
+	}
+	devices, err := s.dmDevices(ctx)
+	if run.NotInstalled(err) {
+		return nil
+	}
+	if err != nil {
+		return lvmError(respaldo.Leftovers, "cannot ask device-mapper what is suspended", err)
+	}
+	var failed error
+	for _, d := range devices {
+		vg, lv, ok := splitDMName(d.name)
+		if !ok || !d.suspended || d.layer() != "" {
+			continue
+		}
+		ours, err := s.hasOurs(ctx, devices, d, vg, lv)
+		if err == nil && ours {
+			err = s.ResumeSuspended(ctx, respaldo.Volume{Kind: respaldo.LVMThick, Name: vg + "/" + lv, ID: d.volume()})
+		}
+		failed = errors.Join(failed, err)
+	}
+	return failed
+}
+
+// hasOurs: a device of the group has a name of ours, or LVM lists a snapshot of ours.
+func (s *System) hasOurs(ctx context.Context, devices []dmDevice, origin dmDevice, vg, lv string) (bool, error) {
+	for _, d := range devices {
+		if _, name, ok := splitDMName(d.name); ok && d.group() == origin.group() && strings.HasPrefix(name, namePrefix) {
+			return true, nil
+		}
+	}
+	rows, err := s.careful().lvs(ctx, vg)
+	return slices.ContainsFunc(rows, func(r lvRow) bool {
+		of, ours := r.snapshot()
+		return ours && of.Volume == vg+"/"+lv
+	}), err
+}
+
+// careful is an LVM that does not scan a suspended volume for a signature: it would hang with it.
+func (s *System) careful() *System {
+	c := *s
+	c.LVMConfig = strings.TrimSpace(s.LVMConfig + " devices/ignore_suspended_devices=1")
+	return &c
 }
 
 // unfinished is a device as no LVM command leaves it when it ends by itself; a live
@@ -249,30 +292,4 @@ func (r *rescue) clear(ctx context.Context, garbage []dmDevice) error {
 		garbage = left
 	}
 	return nil
-}
-
-// waitForCommands waits for volume commands of ours to end. A process ID that is
-// another program's by now is not waited for.
-func waitForCommands(ctx context.Context, vg string, pids []int) error {
-	for _, pid := range pids {
-		for wait := 20 * time.Millisecond; isVolumeCommand(pid, vg); wait = min(2*wait, time.Second) {
-			select {
-			case <-ctx.Done():
-				return &respaldo.Error{Kind: respaldo.Busy, What: fmt.Sprintf("%s (pid %d) is still at work on volume group %s", readLine(fmt.Sprintf("/proc/%d/comm", pid)), pid, vg),
-					Hint: "wait for it; it is never killed, as that could leave the volume suspended", Err: context.Cause(ctx)}
-			case <-time.After(wait):
-			}
-		}
-	}
-	return nil
-}
-
-func isVolumeCommand(pid int, vg string) bool {
-	args := strings.Split(strings.TrimRight(readFile(fmt.Sprintf("/proc/%d/cmdline", pid)), "\x00"), "\x00")
-	switch filepath.Base(args[0]) {
-	case "lvm", "lvcreate", "lvremove", "lvextend", "lvchange":
-	default:
-		return false // ended, or a zombie, whose command line is empty
-	}
-	return slices.ContainsFunc(args[1:], func(a string) bool { return a == vg || strings.HasPrefix(a, vg+"/") })
 }
