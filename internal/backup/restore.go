@@ -91,7 +91,7 @@ func (op *operation) restoreInto(ctx context.Context, r *repo.Repo, force bool, 
 	}
 	done.Bytes, done.Files, done.Seconds = done.Backup.Bytes, done.Backup.Files, time.Since(start).Seconds()
 	done.Options = optionsFor(done.Backup.Manifest, done.Targets)
-	done.Warnings = warningsFor(done.Backup.Manifest)
+	done.Warnings = slices.Concat(warningsFor(done.Backup.Manifest), adviceFor("/", done.Targets))
 	op.Report.Step("restored", fmt.Sprintf("%s into %s", done.Backup.ID, done.Targets[dataName]))
 	return held.Released()
 }
