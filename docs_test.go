@@ -142,7 +142,7 @@ func TestDocumentedGrants(t *testing.T) {
 	wanted := []string{mysql.SelectGrant()}
 	for _, v := range []respaldo.Version{
 		{Flavor: respaldo.MariaDB, Major: 11, Minor: 8}, {Flavor: respaldo.MariaDB, Major: 10, Minor: 4},
-		{Flavor: respaldo.MySQL, Major: 9, Minor: 7}, {Flavor: respaldo.MySQL, Major: 5, Minor: 7},
+		{Flavor: respaldo.MySQL, Major: 9, Minor: 7}, {Flavor: respaldo.MySQL, Major: 8, Minor: 0}, {Flavor: respaldo.MySQL, Major: 5, Minor: 7},
 	} {
 		wanted = append(wanted, mysql.Grants(v)...)
 	}
