@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/respaldo-backup/respaldo/lab/debian"
 	"github.com/respaldo-backup/respaldo/lab/servers"
 )
 
@@ -38,10 +39,13 @@ func CheckHost(memory int) error {
 	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
 		lack("Linux on x86_64: this is %s/%s", runtime.GOOS, runtime.GOARCH)
 	}
-	for _, p := range [][2]string{{"apt-get", "apt"}, {"dpkg-deb", "dpkg"}, {"tar", "tar"}, {"mke2fs", "e2fsprogs"}, {"npm", "npm"}, {"go", "golang"}} {
+	for _, p := range [][2]string{{"apt-get", "apt"}, {"dpkg-deb", "dpkg"}, {"tar", "tar"}, {"mke2fs", "e2fsprogs"}, {"go", "golang"}} {
 		if _, err := exec.LookPath(sbin(p[0])); err != nil {
 			lack("the program %s: apt-get install %s", p[0], p[1])
 		}
+	}
+	if _, err := os.Stat(debian.Keyring); err != nil {
+		lack("Debian's keys, by which packages are checked: apt-get install debian-archive-keyring")
 	}
 	dir := memoryFolder()
 	var st unix.Statfs_t

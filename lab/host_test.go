@@ -13,7 +13,7 @@ func TestCheckHost(t *testing.T) {
 	if err == nil {
 		t.Fatal("a machine without apt-get, a path with a blank and too little memory are accepted")
 	}
-	for _, want := range []string{"apt-get install npm", "room in", "TMPDIR", "set RESPALDO_CACHE"} {
+	for _, want := range []string{"apt-get install dpkg", "room in", "TMPDIR", "set RESPALDO_CACHE"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is not in: %v", want, err)
 		}

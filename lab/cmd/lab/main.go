@@ -39,7 +39,7 @@ func run(ctx context.Context, args []string) (int, error) {
 	}
 	switch args[0] {
 	case "prepare":
-		if err := lab.CheckHost(1536); err != nil {
+		if err := lab.CheckHost(lab.TestMemory); err != nil {
 			return 1, err
 		}
 		var g errgroup.Group
