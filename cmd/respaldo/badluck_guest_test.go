@@ -20,6 +20,7 @@ import (
 // documented exit code, and loses and leaves nothing. The last backup succeeds.
 func TestBadLuck(t *testing.T) {
 	s := newStand(t, "thick-ext4", "mariadb-10.11", standOptions{})
+	s.foreseenPause("estimated")
 	s.volumeTroubles(t)
 	s.serverTroubles(t)
 	s.repositoryTroubles(t)
@@ -30,10 +31,29 @@ func TestBadLuck(t *testing.T) {
 	if !made.Backup.Manifest.Proof.OK {
 		t.Error("after all that, a backup is not proved")
 	}
+	s.foreseenPause("measured at the last snapshot")
 	if n := len(s.list()); n != 2 { // this one, and the one that prune had to keep
 		t.Errorf("%d backups are listed, not the two that succeeded", n)
 	}
 	s.before.NothingLeft(t)
+}
+
+// foreseenPause checks that check says how long writers will be held and from where it
+// knows, and names the option for a pause that the budget would not allow.
+func (s *stand) foreseenPause(from string) {
+	s.t.Helper()
+	var o struct {
+		Pause     float64  `json:"expected_pause_seconds"`
+		PauseFrom string   `json:"expected_pause_from"`
+		Warnings  []string `json:"warnings"`
+	}
+	s.into(&o, "check", "--max-lock", "1ms")
+	if o.PauseFrom != from || o.Pause <= 0 {
+		s.t.Errorf("a pause of %g s is expected, %s; not %s", o.Pause, o.PauseFrom, from)
+	}
+	if !strings.Contains(strings.Join(o.Warnings, "\n"), "give --max-lock") {
+		s.t.Errorf("nothing warns of a budget of 1 ms: %q", o.Warnings)
+	}
 }
 
 func (s *stand) list() []respaldo.Backup {
@@ -69,6 +89,9 @@ func (s *stand) volumeTroubles(t *testing.T) {
 		s.before = guest.Look(t)
 		defer func() { s.before = before }()
 		s.refuses(t, respaldo.Refused, []string{"volume group " + s.volume.Group, "vgextend"}, "backup")
+		if o := s.fails(int(respaldo.Refused), "check"); !strings.Contains(o.stdout+o.stderr, "vgextend") {
+			t.Errorf("check does not say what to do:\n%s%s", o.stdout, o.stderr)
+		}
 	})
 	t.Run("the snapshot overflows", func(t *testing.T) {
 		// The group has just the room for the snapshot, which therefore cannot grow.
@@ -252,6 +275,11 @@ func (s *stand) restoreTroubles(t *testing.T) {
 		s.t = t
 		proved := s.backup().Backup.ID
 		config := s.other("keep.toml", s.read(s.config)+"\n[keep]\nlast = 1\n")
+		before := len(s.list())
+		s.ok("prune", "--dry-run", "--config", config)
+		if n := len(s.list()); n != before {
+			t.Errorf("prune --dry-run left %d backups of %d", n, before)
+		}
 		s.ok("prune", "--config", config)
 		if list := s.list(); len(list) != 1 || list[0].ID != proved {
 			t.Errorf("kept: %+v", list)

@@ -102,6 +102,9 @@ func (s *Site) Check(ctx context.Context) (*Outlook, error) {
 		return nil, err
 	}
 	outlook.close()
+	if outlook.volume != nil {
+		outlook.refuse(outlook.volume.Refusal(ctx, volume.Request{Server: op.Server, Bytes: op.SnapshotBytes, PoolData: op.PoolData, PoolMetadata: op.PoolMetadata}))
+	}
 	return outlook, nil
 }
 

@@ -179,14 +179,8 @@ func prepareBtrfs(s *System, top *os.File, v respaldo.Volume, source string, r R
 	if err := checkName(r.Name+".json", ""); err != nil { // leaves room for it
 		return nil, err
 	}
-	u, err := usageOf(top)
-	if err != nil {
+	if err := refuseFullBtrfs(top, v.Device); err != nil {
 		return nil, err
-	}
-	if f := u.fill(); f.Data >= startBtrfsLimit || f.Metadata >= startBtrfsLimit {
-		return nil, &respaldo.Error{Kind: respaldo.Refused, Err: ErrNoRoom,
-			What: fmt.Sprintf("Btrfs on %s is too full: data %.0f%%, metadata %.0f%%; snapshots are begun below %.0f%%", v.Device, f.Data*100, f.Metadata*100, startBtrfsLimit*100),
-			Hint: "add a device, delete what is not needed, or try btrfs balance"}
 	}
 	for _, taken := range []string{r.Name, r.Name + ".json"} {
 		if _, err := os.Lstat(under(top, btrfsFolder, taken)); err == nil {
@@ -195,7 +189,8 @@ func prepareBtrfs(s *System, top *os.File, v respaldo.Volume, source string, r R
 	}
 	p := &btrfsPending{sys: s, device: v.Device, top: top, desc: respaldo.Snapshot{Name: r.Name, Server: r.Server, Run: r.Run, Kind: respaldo.Btrfs,
 		Volume: v.Name, Path: "/" + btrfsFolder + "/" + r.Name, Kept: r.Kept, Expires: r.Expires}}
-	err = func() error {
+	err := func() error {
+		var err error
 		if p.source, err = os.Open(under(top, source)); err != nil {
 			return err
 		}
@@ -207,7 +202,7 @@ func prepareBtrfs(s *System, top *os.File, v respaldo.Volume, source string, r R
 		}
 		p.arg = snapArgs(p.source, r.Name, writable)
 		p.desc.Created = time.Now()
-		err := writeInfo(p.folder, p.desc)
+		err = writeInfo(p.folder, p.desc)
 		p.desc.Created = time.Time{}
 		return err
 	}()
@@ -216,6 +211,30 @@ func prepareBtrfs(s *System, top *os.File, v respaldo.Volume, source string, r R
 		return nil, &respaldo.Error{Kind: respaldo.Failed, What: "cannot prepare a Btrfs snapshot on " + v.Device, Err: err}
 	}
 	return p, nil
+}
+
+func (v *btrfsVolume) Refusal(context.Context, Request) error {
+	top, err := v.sys.openTop(v.desc.Device)
+	if err != nil {
+		return err
+	}
+	defer top.Close()
+	return refuseFullBtrfs(top, v.desc.Device)
+}
+
+// refuseFullBtrfs keeps a snapshot from being begun that Watch would soon give up.
+func refuseFullBtrfs(top *os.File, device string) error {
+	u, err := usageOf(top)
+	if err != nil {
+		return err
+	}
+	f := u.fill()
+	if f.Data < startBtrfsLimit && f.Metadata < startBtrfsLimit {
+		return nil
+	}
+	return &respaldo.Error{Kind: respaldo.Refused, Err: ErrNoRoom,
+		What: fmt.Sprintf("Btrfs on %s is too full: data %.0f%%, metadata %.0f%%; snapshots are begun below %.0f%%", device, f.Data*100, f.Metadata*100, startBtrfsLimit*100),
+		Hint: "add a device, delete what is not needed, or try btrfs balance"}
 }
 
 func (p *btrfsPending) closeFiles(files ...*os.File) {

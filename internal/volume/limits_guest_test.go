@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -58,6 +59,10 @@ func TestThickFills(t *testing.T) {
 	refused(t, err, respaldo.Refused, v.Group, "free")
 	if !errors.Is(err, volume.ErrNoRoom) {
 		t.Errorf("%v is not ErrNoRoom", err)
+	}
+	refused(t, origin.Refusal(t.Context(), volume.Request{Server: "big", Bytes: 100 << 20}), respaldo.Refused, v.Group, "free")
+	if err := origin.Refusal(t.Context(), volume.Request{Server: "grow", Bytes: 32 << 20}); err != nil {
+		t.Error(err)
 	}
 
 	snap := take(t, origin, volume.Request{Server: "grow", Bytes: 32 << 20})
@@ -262,6 +267,10 @@ func TestThinPoolFills(t *testing.T) {
 	if w.err != nil {
 		t.Errorf("the origin's writer failed: %v", w.err)
 	}
+	// A pool without room lets its writers wait for a minute: it never came to that.
+	if log := guest.Run(t, "dmesg"); strings.Contains(log, "out-of-data-space") {
+		t.Error("the pool was full: its writers stalled")
+	}
 	before.NothingLeft(t)
 	if err := snap.Remove(t.Context()); err != nil {
 		t.Errorf("removing it once more: %v", err)
@@ -272,6 +281,7 @@ func TestThinPoolFills(t *testing.T) {
 	overwrite(t, "/dev/"+v.Group+"/other", 48*MiB)
 	_, err = origin.Prepare(t.Context(), volume.Request{Server: "pool"})
 	refused(t, err, respaldo.Refused, v.Pool)
+	refused(t, origin.Refusal(t.Context(), volume.Request{Server: "pool"}), respaldo.Refused, v.Pool)
 	if !errors.Is(err, volume.ErrNoRoom) {
 		t.Errorf("%v is not ErrNoRoom", err)
 	}

@@ -198,17 +198,31 @@ func (v *lvmVolume) Prepare(ctx context.Context, r Request) (Pending, error) {
 			return nil, nameTaken(r.Name, "volume group "+v.vg)
 		}
 	}
-	p := &lvmPending{volume: v, started: r.Started, desc: respaldo.Snapshot{Name: r.Name, Server: r.Server, Run: r.Run, Kind: v.desc.Kind, Volume: v.desc.Name,
-		Path: "/dev/mapper/" + dmName(v.vg, r.Name), Kept: r.Kept, Expires: r.Expires}}
-	if v.thin() {
-		err = refusePool(v.vg, pool, r)
-	} else {
-		p.bytes, err = cowSize(origin, r.Bytes)
-	}
+	bytes, err := v.room(origin, pool, r)
 	if err != nil {
 		return nil, err
 	}
-	return p, nil
+	return &lvmPending{volume: v, started: r.Started, bytes: bytes, desc: respaldo.Snapshot{Name: r.Name, Server: r.Server, Run: r.Run, Kind: v.desc.Kind,
+		Volume: v.desc.Name, Path: "/dev/mapper/" + dmName(v.vg, r.Name), Kept: r.Kept, Expires: r.Expires}}, nil
+}
+
+func (v *lvmVolume) Refusal(ctx context.Context, r Request) error {
+	_, origin, pool, err := v.look(ctx)
+	if err == nil {
+		err = refuseLV(origin)
+	}
+	if err == nil {
+		_, err = v.room(origin, pool, r)
+	}
+	return err
+}
+
+// room is the copy-on-write size of a thick snapshot, or an error where none can be.
+func (v *lvmVolume) room(origin, pool lvRow, r Request) (bytes int64, err error) {
+	if v.thin() {
+		return 0, refusePool(v.vg, pool, r)
+	}
+	return cowSize(origin, r.Bytes)
 }
 
 func nameTaken(name, where string) error {

@@ -52,6 +52,9 @@ type Volume interface {
 	// is taken or not legal, a group without room (ErrNoRoom) and a pool or filesystem
 	// that is already fuller than a snapshot may make it.
 	Prepare(ctx context.Context, r Request) (Pending, error)
+	// Refusal is the error about room that Prepare would return now, nil if none. It
+	// changes nothing.
+	Refusal(ctx context.Context, r Request) error
 	// Snapshots lists ours of this volume, clones included, oldest first.
 	Snapshots(ctx context.Context) ([]Snapshot, error)
 }
