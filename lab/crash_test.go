@@ -34,7 +34,7 @@ func TestCrashPower(t *testing.T) {
 	if soak {
 		stands = nil
 		for _, server := range servers.Names {
-			stands = append(stands, "thick-ext4 "+server, "thin-ext4 "+server)
+			stands = append(stands, "thick-ext4 "+server, "thin-ext4 "+server, "btrfs-on-lv "+server)
 		}
 	}
 	steps := "odd"
