@@ -31,6 +31,12 @@ so there that needs --prove none.`,
   respaldo backup --max-lock 3s --snapshot-size 50GiB`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("ttl") && !request.KeepSnapshot {
+				return usageError("--ttl is for a snapshot that stays", "give --keep-snapshot, too")
+			}
+			if err := checkTTL(cmd); err != nil {
+				return err
+			}
 			site, err := a.site()
 			if err != nil {
 				return err
@@ -39,12 +45,6 @@ so there that needs --prove none.`,
 				return err
 			}
 			if err := prove.apply(site); err != nil {
-				return err
-			}
-			if request.TTL != 0 && !request.KeepSnapshot {
-				return usageError("--ttl is the snapshot's, which does not stay", "give --keep-snapshot, too")
-			}
-			if err := checkTTL(request.TTL); err != nil {
 				return err
 			}
 			made, err := site.Backup(cmd.Context(), request)

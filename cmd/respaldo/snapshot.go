@@ -44,14 +44,14 @@ respaldo cleanup, and watch the room.`,
   respaldo snapshot create --ttl 24h --snapshot-size 20GiB`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkTTL(cmd); err != nil {
+				return err
+			}
 			site, err := a.site()
 			if err != nil {
 				return err
 			}
 			if err := lock.apply(site); err != nil {
-				return err
-			}
-			if err := checkTTL(ttl); err != nil {
 				return err
 			}
 			made, err := site.CreateSnapshot(cmd.Context(), ttl)
@@ -70,8 +70,8 @@ func addTTL(cmd *cobra.Command, ttl *time.Duration) {
 	cmd.Flags().DurationVar(ttl, "ttl", 0, "remove the snapshot after this `TIME` (24h); without it, it stays until it is removed")
 }
 
-func checkTTL(ttl time.Duration) error {
-	if ttl < 0 {
+func checkTTL(cmd *cobra.Command) error {
+	if ttl, err := cmd.Flags().GetDuration("ttl"); err == nil && ttl <= 0 && cmd.Flags().Changed("ttl") {
 		return usageError("--ttl must be more than zero", "give a time, such as 24h")
 	}
 	return nil
@@ -147,7 +147,10 @@ func showSnapshots(p *page, list []backup.KeptSnapshot) {
 			coordinates = k.Manifest.Quiesced.Coordinates.String()
 		}
 		full := formatPercent(k.Fill.Data)
-		if !k.Fill.Valid {
+		switch {
+		case k.Inactive:
+			full += ", inactive"
+		case !k.Fill.Valid:
 			full = "LOST"
 		}
 		t.row(k.Snapshot.Name, formatTime(k.Snapshot.Created), k.Snapshot.Volume, coordinates, full, staysText(k.Snapshot))

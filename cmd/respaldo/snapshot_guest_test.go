@@ -203,6 +203,11 @@ func (s *stand) poolFills(t *testing.T) {
 	if list := s.snapshots(); len(list) != 1 || list[0].Snapshot.Name != newer || list[0].Fill.Data >= above {
 		t.Errorf("the newer one was to stay: %+v", list)
 	}
+	// As after a reboot, in which a thin snapshot stays inactive: not lost, and in the pool all the same.
+	guest.Run(t, "lvchange", "-qq", "-an", s.volume.Group+"/"+newer)
+	if o := s.ok("snapshot", "list"); strings.Contains(o.stdout, "LOST") || !strings.Contains(o.stdout, "inactive") {
+		t.Errorf("an inactive snapshot is listed as\n%s", o.stdout)
+	}
 	// An operation does it too, before it begins.
 	config = s.other("full.toml", s.read(s.config)+"\n[thresholds]\npool_data = 0.001\n")
 	o = s.fails(int(respaldo.Refused), "snapshot", "create", "--config", config)

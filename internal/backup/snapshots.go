@@ -19,6 +19,7 @@ import (
 type KeptSnapshot struct {
 	Snapshot respaldo.Snapshot  `json:"snapshot"`
 	Fill     respaldo.Fill      `json:"fill"`
+	Inactive bool               `json:"inactive,omitempty"` // as a thin one is after a reboot: not lost
 	Manifest *respaldo.Manifest `json:"manifest,omitempty"`
 	Note     string             `json:"note,omitempty"` // what becomes of one that was just taken
 }
@@ -98,6 +99,7 @@ func (s *Site) Snapshots(ctx context.Context) ([]KeptSnapshot, error) {
 		if k.Fill, err = snapshot.Fill(ctx); err != nil {
 			return nil, err
 		}
+		k.Inactive = !k.Fill.Valid && k.Snapshot.Kind == respaldo.LVMThin && !exists(k.Snapshot.Path)
 		if k.Manifest, err = s.loadManifest(k.Snapshot.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
