@@ -12,6 +12,7 @@ import (
 func newBackupCmd(a *app) *cobra.Command {
 	var lock lockFlags
 	var prove proveFlag
+	var request backup.BackupRequest
 	cmd := &cobra.Command{
 		Use:     "backup",
 		GroupID: groupBackup,
@@ -19,12 +20,23 @@ func newBackupCmd(a *app) *cobra.Command {
 		Long: `Quiesces the server for the instant that the snapshot takes, saves the snapshot into
 the repository, starts a private server on it, and only then records the backup. The
 snapshot and everything else is removed again, whatever happens; what a killed run left
-behind is cleaned up first.`,
+behind is cleaned up first.
+
+With --keep-snapshot the snapshot stays after a backup that succeeded, as if snapshot
+create had taken it: see there what becomes of it. On thick LVM the proof would change it,
+so there that needs --prove none.`,
 		Example: `  respaldo backup
   respaldo backup --server shop --prove full
+  respaldo backup --keep-snapshot --ttl 24h
   respaldo backup --max-lock 3s --snapshot-size 50GiB`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("ttl") && !request.KeepSnapshot {
+				return usageError("--ttl is for a snapshot that stays", "give --keep-snapshot, too")
+			}
+			if err := checkTTL(cmd); err != nil {
+				return err
+			}
 			site, err := a.site()
 			if err != nil {
 				return err
@@ -35,7 +47,7 @@ behind is cleaned up first.`,
 			if err := prove.apply(site); err != nil {
 				return err
 			}
-			made, err := site.Backup(cmd.Context())
+			made, err := site.Backup(cmd.Context(), request)
 			if made.Backup.ID == "" {
 				return err
 			}
@@ -48,6 +60,8 @@ behind is cleaned up first.`,
 	}
 	lock.add(cmd)
 	prove.add(cmd)
+	cmd.Flags().BoolVar(&request.KeepSnapshot, "keep-snapshot", false, "let the snapshot stay after the backup")
+	addTTL(cmd, &request.TTL)
 	return cmd
 }
 
@@ -61,10 +75,17 @@ func showMade(p *page, made backup.Made) {
 		f.field("GTID set", q.Coordinates.GTIDSet)
 	}
 	f.field("writers", fmt.Sprintf("held %s, after waiting %s for the lock (%s)", backup.FormatSeconds(q.HeldSeconds), backup.FormatSeconds(q.WaitedSeconds), q.Mode))
-	f.field("snapshot", "lived "+backup.FormatSeconds(made.SnapshotSeconds))
+	if made.Kept != nil {
+		f.field("snapshot", made.Kept.Snapshot.Name+" stays "+staysText(made.Kept.Snapshot))
+	} else {
+		f.field("snapshot", "lived "+backup.FormatSeconds(made.SnapshotSeconds))
+	}
 	f.field("data", fmt.Sprintf("%d files, %s; %s read, %s added to the repository", b.Files, backup.FormatBytes(b.Bytes), backup.FormatBytes(b.Read), backup.FormatBytes(b.Stored)))
 	f.field("proof", proofText(b.Manifest.Proof))
 	p.table(f)
+	if made.Kept != nil {
+		p.printf("\nnote: %s\n", made.Kept.Note)
+	}
 	if len(made.Forgotten) > 0 {
 		p.printf("\n%d older backups let go by the retention policy\n", len(made.Forgotten))
 	}

@@ -105,6 +105,18 @@ func (s *stand) volumeTroubles(t *testing.T) {
 		defer stop()
 		s.refuses(t, respaldo.SnapshotLost, []string{"snapshot"}, "backup", "--snapshot-size", "32MiB")
 	})
+	t.Run("a snapshot that stays overflows", func(t *testing.T) {
+		s.refuses(t, respaldo.Refused, []string{"would write into the snapshot", "--prove none"}, "backup", "--keep-snapshot")
+		kept := s.backup("--keep-snapshot", "--prove", "none", "--snapshot-size", "32MiB").Kept
+		bulk := filepath.Join(s.volume.Path, "bulk")
+		s.change(bulk, 48<<20)
+		defer os.Remove(bulk)
+		if list := s.snapshots(); len(list) != 1 || list[0].Snapshot.Name != kept.Snapshot.Name || list[0].Fill.Valid {
+			t.Errorf("after more was changed than it had room for: %+v", list)
+		}
+		s.goes(kept.Snapshot.Name, "overflowed")
+		s.before.NothingLeft(t)
+	})
 	t.Run("the data directory is on no volume", func(t *testing.T) {
 		other := guest.StartServer(t, guest.ServerSpec{Name: s.server.Name, DataDir: workDir(t) + "/mysql"})
 		defer other.Kill()

@@ -14,7 +14,9 @@ func newCleanupCmd(a *app) *cobra.Command {
 		Long: `Resumes volumes that a killed command left suspended, ends private servers, and removes
 mounts, snapshots and working files of operations that ended abruptly. The ledger says
 what they held; tags on the volumes and names on the disk say it again. Nothing is touched
-that does not say that it is respaldo's; snapshots kept on purpose stay.
+that does not say that it is respaldo's. Snapshots kept on purpose stay, except when their
+--ttl has passed, when one on thick LVM has overflowed, and when a thin pool is above its
+threshold: then the oldest go until it is below.
 
 Every operation does this when it begins; the command is for those who do not want to
 wait for the next one.`,
@@ -40,7 +42,11 @@ func showSwept(p *page, swept backup.Swept) {
 		p.printf("Nothing was left behind.\n")
 	}
 	for _, l := range swept.Removed {
-		p.printf("removed %s %s\n", l.Kind, l.Name)
+		why := ""
+		if l.Why != "" {
+			why = ": " + l.Why
+		}
+		p.printf("removed %s %s%s\n", l.Kind, l.Name, why)
 	}
 	for _, dir := range swept.Incomplete {
 		p.printf("%s holds an incomplete restore: run it again, or delete the directory\n", dir)

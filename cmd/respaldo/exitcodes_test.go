@@ -117,6 +117,9 @@ func TestMistakesOnTheCommandLine(t *testing.T) {
 		{[]string{"version", "--log-format", "xml"}, "--log-format is text or json, not xml", ""},
 		{[]string{"version", "--quiet", "--verbose"}, "if any flags in the group [quiet verbose] are set none of the others can be", ""},
 		{[]string{"completion", "csh"}, `there is no completion for the shell "csh"`, "bash, zsh and fish"},
+		{[]string{"backup", "--ttl", "24h"}, "--ttl is for a snapshot that stays", "--keep-snapshot"},
+		{[]string{"backup", "--keep-snapshot", "--ttl", "0"}, "--ttl must be more than zero", "24h"},
+		{[]string{"snapshot", "create", "--ttl", "-1h"}, "--ttl must be more than zero", "24h"},
 		{[]string{"which", "--config", "/does/not/exist"}, "there is no configuration file /does/not/exist", "write one"},
 	} {
 		r := respaldoRuns(t, c.args...)

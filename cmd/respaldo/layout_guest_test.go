@@ -63,6 +63,8 @@ func TestScatteredLayout(t *testing.T) {
 		}
 	}
 
+	s.refuses(t, respaldo.Refused, []string{"binlogs do not lie on"}, "backup", "--keep-snapshot", "--prove", "none")
+
 	load := guest.StartLoadEvery(t, s.server, writers, pace)
 	load.Moves(t, testLimit)
 	acked := load.Acked()

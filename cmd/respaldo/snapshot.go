@@ -33,20 +33,26 @@ func newSnapshotCreateCmd(a *app) *cobra.Command {
 		Short: "Take a consistent snapshot that stays",
 		Long: `Quiesces the server, takes a snapshot of its volume and releases the server. The
 snapshot stays until snapshot remove, or until --ttl has passed and respaldo runs again.
-On thick LVM it is lost when more is written than it has room for.`,
+
+Nobody watches it between runs of respaldo. On thick LVM it is lost when the server changes
+more than it has room for; the next run removes it then. On thin LVM it holds on to what
+the server changes, and a full pool stops the server: a run that finds the pool above its
+threshold removes such snapshots, the oldest first, and says so. On Btrfs it holds on to
+the filesystem's room in the same way, and is not removed for that. Have a timer run
+respaldo cleanup, and watch the room.`,
 		Example: `  respaldo snapshot create
   respaldo snapshot create --ttl 24h --snapshot-size 20GiB`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkTTL(cmd); err != nil {
+				return err
+			}
 			site, err := a.site()
 			if err != nil {
 				return err
 			}
 			if err := lock.apply(site); err != nil {
 				return err
-			}
-			if ttl < 0 {
-				return usageError("--ttl must be more than zero", "")
 			}
 			made, err := site.CreateSnapshot(cmd.Context(), ttl)
 			if err != nil {
@@ -56,8 +62,19 @@ On thick LVM it is lost when more is written than it has room for.`,
 		},
 	}
 	lock.add(cmd)
-	cmd.Flags().DurationVar(&ttl, "ttl", 0, "remove it after this `TIME` (24h); without it, it stays until it is removed")
+	addTTL(cmd, &ttl)
 	return cmd
+}
+
+func addTTL(cmd *cobra.Command, ttl *time.Duration) {
+	cmd.Flags().DurationVar(ttl, "ttl", 0, "remove the snapshot after this `TIME` (24h); without it, it stays until it is removed")
+}
+
+func checkTTL(cmd *cobra.Command) error {
+	if ttl, err := cmd.Flags().GetDuration("ttl"); err == nil && ttl <= 0 && cmd.Flags().Changed("ttl") {
+		return usageError("--ttl must be more than zero", "give a time, such as 24h")
+	}
+	return nil
 }
 
 func newSnapshotListCmd(a *app) *cobra.Command {
@@ -115,6 +132,7 @@ func showSnapshot(p *page, k backup.KeptSnapshot) {
 	f.field("path", k.Snapshot.Path)
 	f.field("stays", staysText(k.Snapshot))
 	p.table(f)
+	p.printf("\nnote: %s\n", k.Note)
 }
 
 func showSnapshots(p *page, list []backup.KeptSnapshot) {
@@ -129,7 +147,10 @@ func showSnapshots(p *page, list []backup.KeptSnapshot) {
 			coordinates = k.Manifest.Quiesced.Coordinates.String()
 		}
 		full := formatPercent(k.Fill.Data)
-		if !k.Fill.Valid {
+		switch {
+		case k.Inactive:
+			full += ", inactive"
+		case !k.Fill.Valid:
 			full = "LOST"
 		}
 		t.row(k.Snapshot.Name, formatTime(k.Snapshot.Created), k.Snapshot.Volume, coordinates, full, staysText(k.Snapshot))

@@ -16,9 +16,10 @@ func newVerifyCmd(a *app) *cobra.Command {
 		Use:     "verify [BACKUP]",
 		GroupID: groupCare,
 		Short:   "Read backups back from the repository, and start them",
-		Long: `Reads every byte of a backup, or of all backups of the server, back from the repository
-and checks it. With --start each is also restored into a working directory below
-state_dir and started there: the proof that includes the repository.`,
+		Long: `Reads every byte of a backup, or of all backups of this host's server, back from the
+repository and checks it. With --start each is also restored into a working directory below
+state_dir and started there, one after the other: the proof that includes the repository.
+Another host's backup is verified by its ID.`,
 		Example: `  respaldo verify
   respaldo verify latest --start --prove full`,
 		Args: cobra.MaximumNArgs(1),

@@ -9,18 +9,26 @@ import (
 	"github.com/respaldo-backup/respaldo/internal/repo"
 )
 
+// BackupRequest says what else is wanted of a backup.
+type BackupRequest struct {
+	KeepSnapshot bool          // leave its snapshot, as CreateSnapshot would
+	TTL          time.Duration // of that snapshot; 0: until it is removed
+}
+
 // Made is a backup, and what making it took.
 type Made struct {
 	Backup          respaldo.Backup `json:"backup"`
-	SnapshotSeconds float64         `json:"snapshot_seconds"` // how long the snapshot lived
+	SnapshotSeconds float64         `json:"snapshot_seconds"` // how long the snapshot lived; 0 if it still does
+	Kept            *KeptSnapshot   `json:"kept,omitempty"`   // the snapshot, if it was to stay; its manifest is the backup's
 	Skipped         []string        `json:"skipped,omitempty"`
 	Forgotten       []string        `json:"forgotten,omitempty"` // backups that retention let go
 }
 
 // Backup makes one backup: quiesce the server, snapshot its volume, release; save the
-// image; prove it; remove the snapshot. The backup becomes visible in the repository only
-// when all of that has succeeded. An error leaves nothing behind, neither here nor there.
-func (s *Site) Backup(ctx context.Context) (made Made, err error) {
+// image; prove it; remove the snapshot, unless it is to stay. The backup becomes visible in
+// the repository only when it is saved and proved. An error leaves nothing behind, neither
+// here nor there.
+func (s *Site) Backup(ctx context.Context, request BackupRequest) (made Made, err error) {
 	op, err := s.begin(ctx, "backup")
 	if err != nil {
 		return made, err
@@ -41,11 +49,16 @@ func (s *Site) Backup(ctx context.Context) (made Made, err error) {
 	if err := outlook.Refusal(); err != nil {
 		return made, err
 	}
+	if request.KeepSnapshot {
+		if err := op.refuseToKeepProved(outlook); err != nil {
+			return made, err
+		}
+	}
 	for _, warning := range outlook.Warnings {
 		s.Report.Warn(warning)
 	}
 
-	frozen, err := op.freeze(ctx, outlook, keep{})
+	frozen, err := op.freeze(ctx, outlook, keep{kept: request.KeepSnapshot, ttl: request.TTL})
 	if err != nil {
 		return made, err
 	}
@@ -70,13 +83,33 @@ func (s *Site) Backup(ctx context.Context) (made Made, err error) {
 	made.Skipped = saved.Skipped
 	s.Report.Step("recorded", made.Backup.ID)
 
+	released := "snapshot removed"
+	if request.KeepSnapshot {
+		kept, err := op.letStay(ctx, frozen, manifest)
+		if err != nil {
+			return made, err
+		}
+		released, kept.Manifest, made.Kept = "snapshot stays", nil, &kept
+	}
 	if op.ledger.ReleaseAll(ctx) != nil {
 		return made, nil // close tries once more, and says what is left then
 	}
-	made.SnapshotSeconds = time.Since(frozen.quiesced.At).Seconds()
-	s.Report.Step("released", "snapshot removed")
+	if !request.KeepSnapshot {
+		made.SnapshotSeconds = time.Since(frozen.quiesced.At).Seconds()
+	}
+	s.Report.Step("released", released)
 	made.Forgotten = op.retain(ctx, repository, made.Backup)
 	return made, nil
+}
+
+// refuseToKeepProved refuses what refuseToKeep does, and to keep a thick snapshot that the
+// proof has written into.
+func (op *operation) refuseToKeepProved(o *Outlook) error {
+	if o.Volume.Kind == respaldo.LVMThick && op.Prove != respaldo.ProveNone {
+		return &respaldo.Error{Kind: respaldo.Refused, What: "the proof would write into the snapshot of " + o.Volume.Name + " that is to stay: there are no snapshots of thick LVM snapshots",
+			Hint: "give --prove none with --keep-snapshot, or take one by itself with respaldo snapshot create"}
+	}
+	return refuseToKeep(o)
 }
 
 // saveAndProve works while the snapshot lives. The proof comes after the copy: on thick

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,10 +19,12 @@ import (
 // instance prepares a private server over directories that it may write to, has run start
 // it and end it, and keeps its log when that fails.
 func (op *operation) instance(ctx context.Context, m respaldo.Manifest, dirs map[string]string, run func(mysql.InstanceRequest) error) error {
-	scratch, err := op.scratch(ctx, op.socketDir(), "instance")
-	if err != nil {
-		return err
-	}
+	return op.inScratch(ctx, op.socketDir(), "instance", func(scratch string) error {
+		return op.instanceIn(scratch, m, dirs, run)
+	})
+}
+
+func (op *operation) instanceIn(scratch string, m respaldo.Manifest, dirs map[string]string, run func(mysql.InstanceRequest) error) error {
 	held, err := op.ledger.Intend(kindInstance, nil)
 	if err != nil {
 		return err
@@ -83,6 +86,9 @@ func (op *operation) keepLog(scratch string, cause error) error {
 	}
 	dir := filepath.Join(op.StateDir, "failed")
 	kept := filepath.Join(dir, op.Server+"-"+op.ledger.Run()+".log")
+	for n := 2; exists(kept); n++ { // verify may see several fail
+		kept = filepath.Join(dir, fmt.Sprintf("%s-%s-%d.log", op.Server, op.ledger.Run(), n))
+	}
 	if err == nil {
 		err = writeDurably(kept, log)
 	}

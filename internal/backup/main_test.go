@@ -7,10 +7,14 @@ import (
 	"os/exec"
 	"strconv"
 	"testing"
+
+	"github.com/respaldo-backup/respaldo/internal/mysql"
 )
 
-// TestMain lets the test binary also be the process that has a file open.
+// TestMain lets the test binary also be the private servers that tests start, and the
+// process that has a file open.
 func TestMain(m *testing.M) {
+	mysql.InstanceMain()
 	if path := os.Getenv("TEST_HOLD_OPEN"); path != "" {
 		f, err := os.Open(path)
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/repo"
@@ -41,7 +42,7 @@ func (s *Site) Prune(ctx context.Context, request PruneRequest) (done Pruned, er
 	maintained, err := repository.Maintain(ctx, repo.MaintainOptions{Full: true, TakeOver: request.TakeOver})
 	if errors.Is(err, repo.ErrNotOwner) {
 		done.MaintenanceBy = maintained.Owner
-		s.Report.Warn(err.Error())
+		s.Report.Warn(strings.Join(append([]string{err.Error()}, respaldo.HintsOf(err)...), "; "))
 		return done, nil // letting go was ours to do, and is done
 	}
 	if err != nil {
@@ -86,21 +87,24 @@ func (op *operation) retain(ctx context.Context, r *repo.Repo, made respaldo.Bac
 	return ids(forget)
 }
 
-// judge splits the backups of this very server by the policy: not those of another host's
-// server of the same name.
+// judge splits the backups of this very server by the policy.
 func (op *operation) judge(ctx context.Context, r *repo.Repo) (keep []repo.Kept, forget []respaldo.Backup, err error) {
 	all, err := r.List(ctx, op.Server)
 	if err != nil {
 		return nil, nil, err
 	}
-	ours := []respaldo.Backup{}
+	keep, forget = repo.Retain(op.Keep, op.ours(all))
+	return slices.Concat([]repo.Kept{}, keep), slices.Concat([]respaldo.Backup{}, forget), nil // [] in JSON, never null
+}
+
+// ours are the backups of this very server: not those of another host's of the same name.
+func (s *Site) ours(all []respaldo.Backup) (ours []respaldo.Backup) {
 	for _, b := range all {
-		if m := b.Manifest; m.ServerID == op.ServerID || m.ServerID == "" && m.Host == op.Host {
+		if m := b.Manifest; m.ServerID == s.ServerID || m.ServerID == "" && m.Host == s.Host {
 			ours = append(ours, b)
 		}
 	}
-	keep, forget = repo.Retain(op.Keep, ours)
-	return slices.Concat([]repo.Kept{}, keep), slices.Concat([]respaldo.Backup{}, forget), nil // [] in JSON, never null
+	return ours
 }
 
 func ids(backups []respaldo.Backup) []string {

@@ -91,7 +91,7 @@ func (op *operation) restoreInto(ctx context.Context, r *repo.Repo, force bool, 
 	}
 	done.Bytes, done.Files, done.Seconds = done.Backup.Bytes, done.Backup.Files, time.Since(start).Seconds()
 	done.Options = optionsFor(done.Backup.Manifest, done.Targets)
-	done.Warnings = slices.Concat(warningsFor(done.Backup.Manifest), adviceFor("/", done.Targets))
+	done.Warnings = slices.Concat(warningsFor(done.Backup.Manifest), keyNotes(done.Backup.Manifest, done.Targets), adviceFor("/", done.Targets))
 	op.Report.Step("restored", fmt.Sprintf("%s into %s", done.Backup.ID, done.Targets[dataName]))
 	return held.Released()
 }
@@ -183,7 +183,7 @@ func restoredDirs(layout respaldo.Layout, targets map[string]string) map[string]
 func warningsFor(m respaldo.Manifest) []string {
 	var warnings []string
 	for _, u := range m.Quiesced.Coordinates.Upstream {
-		warnings = append(warnings, fmt.Sprintf("this is a replica's data: started as it is, it resumes replication from %s:%d; start it with skip-replica-start (skip-slave-start) to prevent that", u.Host, u.Port))
+		warnings = append(warnings, fmt.Sprintf("this is a replica's data: started as it is, it resumes replication from %s:%d; start it with skip-replica-start (skip-slave-start) to prevent that, and with relay_log_recovery=ON, so that it fetches its relay logs anew from where it had applied them", u.Host, u.Port))
 	}
 	if !m.Proof.OK {
 		warnings = append(warnings, "this backup was never proved: check the server's log after starting it")

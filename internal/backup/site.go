@@ -80,8 +80,8 @@ func (s *Site) begin(ctx context.Context, name string) (*operation, error) {
 		return nil, err
 	}
 	swept, err := op.sweep(ctx)
-	if len(swept.Removed) > 0 {
-		s.Report.Warn("an earlier operation had ended abruptly; cleaned up " + swept.summary())
+	if left := swept.summary(); left != "" {
+		s.Report.Warn("an earlier operation had ended abruptly; cleaned up " + left)
 	}
 	for _, dir := range swept.Incomplete {
 		s.Report.Warn(dir + " holds an incomplete restore: run that again, or delete the directory")
@@ -132,11 +132,25 @@ func (op *operation) mountDir() string { return filepath.Join(op.RunDir, "mounts
 // scratch makes a private directory in workDir or socketDir that is removed when the
 // operation ends.
 func (op *operation) scratch(ctx context.Context, in, name string) (string, error) {
+	dir, _, err := op.heldScratch(ctx, in, name)
+	return dir, err
+}
+
+// inScratch makes one for the length of a call, so that the next of its name is empty.
+func (op *operation) inScratch(ctx context.Context, in, name string, use func(dir string) error) error {
+	dir, held, err := op.heldScratch(ctx, in, name)
+	if err != nil {
+		return err
+	}
+	return joinErrors(use(dir), held.Release(ctx))
+}
+
+func (op *operation) heldScratch(ctx context.Context, in, name string) (string, *ledger.Held, error) {
 	dir := filepath.Join(in, op.ledger.Run(), name)
-	_, err := op.ledger.Acquire(ctx, kindScratch, map[string]string{"path": dir},
+	held, err := op.ledger.Acquire(ctx, kindScratch, map[string]string{"path": dir},
 		func(*ledger.Held) error { return os.MkdirAll(dir, 0o700) },
 		func(context.Context) error { return removeScratch(dir) })
-	return dir, err
+	return dir, held, err
 }
 
 // mount opens a snapshot at a directory of our own, until the operation ends or the

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/volume"
 )
 
@@ -18,7 +19,9 @@ import (
 type KeptSnapshot struct {
 	Snapshot respaldo.Snapshot  `json:"snapshot"`
 	Fill     respaldo.Fill      `json:"fill"`
+	Inactive bool               `json:"inactive,omitempty"` // as a thin one is after a reboot: not lost
 	Manifest *respaldo.Manifest `json:"manifest,omitempty"`
+	Note     string             `json:"note,omitempty"` // what becomes of one that was just taken
 }
 
 // CreateSnapshot takes a snapshot that stays until it is removed or expires. It is not
@@ -37,23 +40,50 @@ func (s *Site) CreateSnapshot(ctx context.Context, ttl time.Duration) (made Kept
 	if err := outlook.Refusal(); err != nil {
 		return made, err
 	}
-	if outlook.tailElsewhere() {
-		return made, &respaldo.Error{Kind: respaldo.Refused, What: "the binlogs do not lie on " + outlook.Volume.Name + ", so a snapshot alone is no complete image",
-			Hint: "make a backup, which takes the binlogs along, or move them onto the volume"}
+	if err := refuseToKeep(outlook); err != nil {
+		return made, err
 	}
 	f, err := op.freeze(ctx, outlook, keep{kept: true, ttl: ttl})
 	if err != nil {
 		return made, err
 	}
-	manifest := op.manifest(outlook, f)
-	if err := op.saveManifest(f.snapshot.Describe().Name, manifest); err != nil {
-		return made, err
+	return op.letStay(ctx, f, op.manifest(outlook, f))
+}
+
+// refuseToKeep refuses a snapshot that would not be an image by itself.
+func refuseToKeep(o *Outlook) error {
+	if !o.tailElsewhere() {
+		return nil
 	}
-	made.Snapshot, made.Manifest = f.snapshot.Describe(), &manifest
-	if made.Fill, err = f.snapshot.Fill(ctx); err != nil {
-		return made, err
+	return &respaldo.Error{Kind: respaldo.Refused, What: "the binlogs do not lie on " + o.Volume.Name + ", so a snapshot alone is no complete image",
+		Hint: "make a backup, which takes the binlogs along, or move them onto the volume"}
+}
+
+// letStay completes a snapshot that is kept: with its manifest on disk it says what it is an
+// image of, and is the ledger's no longer.
+func (op *operation) letStay(ctx context.Context, f *frozen, m respaldo.Manifest) (kept KeptSnapshot, err error) {
+	kept = KeptSnapshot{Snapshot: f.snapshot.Describe(), Manifest: &m}
+	kept.Note = unwatched(kept.Snapshot.Kind)
+	if kept.Fill, err = f.snapshot.Fill(ctx); err != nil {
+		return kept, err
 	}
-	return made, f.held.Released() // it stays, and is the ledger's no longer
+	if err := op.saveManifest(kept.Snapshot.Name, m); err != nil {
+		return kept, err
+	}
+	ledger.Point("snapshot.stays")
+	return kept, f.held.Released()
+}
+
+// unwatched says what happens to a snapshot that nobody looks after.
+func unwatched(kind respaldo.VolumeKind) string {
+	const nobody = "nobody watches it between runs of respaldo: "
+	switch kind {
+	case respaldo.LVMThick:
+		return nobody + "it is lost once the server has changed more than it has room for, and then removed by the next run or respaldo cleanup"
+	case respaldo.LVMThin:
+		return nobody + "it holds on to whatever the server changes, and a full thin pool stops the server; above the threshold the next run or respaldo cleanup removes kept snapshots, the oldest first, so have a timer run that"
+	}
+	return nobody + "it holds on to whatever the server changes, and a full filesystem stops the server; it is not removed for that, so watch the filesystem's room, or give a --ttl and have a timer run respaldo cleanup"
 }
 
 // Snapshots lists this server's snapshots on this machine, those of a running operation
@@ -69,6 +99,7 @@ func (s *Site) Snapshots(ctx context.Context) ([]KeptSnapshot, error) {
 		if k.Fill, err = snapshot.Fill(ctx); err != nil {
 			return nil, err
 		}
+		k.Inactive = !k.Fill.Valid && k.Snapshot.Kind == respaldo.LVMThin && !exists(k.Snapshot.Path)
 		if k.Manifest, err = s.loadManifest(k.Snapshot.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
@@ -96,7 +127,7 @@ func (s *Site) RemoveSnapshot(ctx context.Context, name string) (err error) {
 	return op.removeKept(ctx, snapshot)
 }
 
-// removeKept removes a snapshot and its manifest, mounts of ours on it first.
+// removeKept removes a snapshot, which nothing must have mounted, and its manifest.
 func (op *operation) removeKept(ctx context.Context, snapshot volume.Snapshot) error {
 	if err := snapshot.Remove(ctx); err != nil {
 		return err
@@ -138,7 +169,4 @@ func (s *Site) loadManifest(name string) (*respaldo.Manifest, error) {
 	return &m, nil
 }
 
-func (s *Site) hasManifest(name string) bool {
-	_, err := os.Stat(s.manifestPath(name))
-	return err == nil
-}
+func (s *Site) hasManifest(name string) bool { return exists(s.manifestPath(name)) }

@@ -30,6 +30,9 @@ const (
 type Leftover struct {
 	Kind string `json:"kind"`
 	Name string `json:"name"`
+	// Why is why a snapshot went that was to stay; empty for what an operation left that
+	// ended abruptly.
+	Why string `json:"why,omitempty"`
 }
 
 // Swept is what a cleanup did.
@@ -47,10 +50,13 @@ func (s *Swept) removed(kind, name string) {
 	s.Removed = append(s.Removed, Leftover{Kind: kind, Name: name})
 }
 
+// summary names what an operation that ended abruptly had left.
 func (s Swept) summary() string {
 	var words []string
 	for _, l := range s.Removed {
-		words = append(words, l.Kind+" "+l.Name)
+		if l.Why == "" {
+			words = append(words, l.Kind+" "+l.Name)
+		}
 	}
 	return strings.Join(words, ", ")
 }
@@ -151,7 +157,9 @@ func (op *operation) unmountAll(ctx context.Context, _ []ledger.Entry, swept *Sw
 
 // removeSnapshots removes our snapshots that were not meant to stay. One that was meant to
 // stay, but whose run died before it was complete, has no manifest: nobody can say what it
-// is, and it goes too, as long as the ledger shows that a run of ours began it.
+// is, and it goes too, as long as the ledger shows that a run of ours began it. So do those
+// that have expired, are lost, or, the oldest first, whose pool would soon stop the origin:
+// nobody watches them between operations.
 func (op *operation) removeSnapshots(ctx context.Context, entries []ledger.Entry, swept *Swept) error {
 	unfinished := map[string]bool{}
 	for _, e := range entries {
@@ -163,18 +171,34 @@ func (op *operation) removeSnapshots(ctx context.Context, entries []ledger.Entry
 	if err != nil {
 		return err
 	}
+	remove := func(snapshot volume.Snapshot, why string) bool {
+		removeErr := op.removeKept(ctx, snapshot)
+		if removeErr == nil {
+			swept.Removed = append(swept.Removed, Leftover{Kind: "snapshot", Name: snapshot.Describe().Name, Why: why})
+		}
+		err = joinErrors(err, removeErr)
+		return removeErr == nil
+	}
+	var stay []volume.Snapshot
 	for _, snapshot := range snapshots {
 		d := snapshot.Describe()
-		complete := d.Kept && (!unfinished[d.Name] || op.hasManifest(d.Name))
-		expired := !d.Expires.IsZero() && time.Now().After(d.Expires)
-		if complete && !expired {
-			continue
+		switch {
+		case !d.Kept || unfinished[d.Name] && !op.hasManifest(d.Name):
+			remove(snapshot, "")
+		case !d.Expires.IsZero() && time.Now().After(d.Expires):
+			if remove(snapshot, "its time has passed") {
+				op.Report.Step("expired", "snapshot "+d.Name+" removed")
+			}
+		default:
+			stay = append(stay, snapshot)
 		}
-		if removeErr := op.removeKept(ctx, snapshot); removeErr != nil {
-			err = joinErrors(err, removeErr)
-			continue
+	}
+	for _, snapshot := range stay { // with the room that the others have given back
+		why, lookErr := volume.Overdue(ctx, snapshot, volume.WatchOptions{GiveUpAt: op.PoolData, GiveUpMetadataAt: op.PoolMetadata})
+		err = joinErrors(err, lookErr)
+		if why != "" && remove(snapshot, why) {
+			op.Report.Warn("removed snapshot " + snapshot.Describe().Name + ", which was to stay: " + why)
 		}
-		swept.removed("snapshot", d.Name)
 	}
 	return joinErrors(err, op.forgetManifests(snapshots))
 }

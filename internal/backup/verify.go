@@ -12,7 +12,7 @@ import (
 
 // VerifyRequest says which backups are verified and how.
 type VerifyRequest struct {
-	ID    string // empty: all of this server's
+	ID    string // empty: all of this very server, as prune knows it
 	Start bool   // also restore it into a working directory and prove it there
 }
 
@@ -68,12 +68,16 @@ func (op *operation) chosen(ctx context.Context, r *repo.Repo, id string) ([]res
 	if err != nil {
 		return nil, err
 	}
-	if len(listed) == 0 {
-		return nil, &respaldo.Error{Kind: respaldo.NotFound, What: "there is no backup of server " + op.Server + " to verify",
-			Hint: "make one: respaldo backup --server " + op.Server}
+	ours := op.ours(listed)
+	if len(ours) == 0 {
+		hint := "make one: respaldo backup --server " + op.Server
+		if len(listed) > 0 {
+			hint += "; another host's is verified by its ID, see respaldo list"
+		}
+		return nil, &respaldo.Error{Kind: respaldo.NotFound, What: "there is no backup of server " + op.Server + " to verify", Hint: hint}
 	}
 	var chosen []respaldo.Backup
-	for _, b := range listed {
+	for _, b := range ours {
 		whole, err := r.Find(ctx, op.Server, b.ID)
 		if err != nil {
 			return nil, err
@@ -106,24 +110,22 @@ func (op *operation) verifyOne(ctx context.Context, r *repo.Repo, b respaldo.Bac
 // proveFromRepository restores a backup into a working directory and starts it there: the
 // only proof that includes the repository.
 func (op *operation) proveFromRepository(ctx context.Context, r *repo.Repo, b respaldo.Backup, v *Verification) error {
-	dir, err := op.scratch(ctx, op.workDir(), "restored")
-	if err != nil {
+	return op.inScratch(ctx, op.workDir(), "restored", func(dir string) error {
+		if err := refuseSmall(dir, b.Bytes); err != nil {
+			return err
+		}
+		targets, err := targets(b.Manifest, RestoreRequest{To: dir + "/data"})
+		if err != nil {
+			return err
+		}
+		// Not relocated: the instance sees the files under the origin's own paths.
+		if err := r.Restore(ctx, b, targets, repo.RestoreOptions{}, op.Report.Progress); err != nil {
+			return err
+		}
+		proof, err := op.proveAt(ctx, b.Manifest, restoredDirs(b.Manifest.Layout, targets))
+		v.Proof = &proof
 		return err
-	}
-	if err := refuseSmall(dir, b.Bytes); err != nil {
-		return err
-	}
-	targets, err := targets(b.Manifest, RestoreRequest{To: dir + "/data"})
-	if err != nil {
-		return err
-	}
-	// Not relocated: the instance sees the files under the origin's own paths.
-	if err := r.Restore(ctx, b, targets, repo.RestoreOptions{}, op.Report.Progress); err != nil {
-		return err
-	}
-	proof, err := op.proveAt(ctx, b.Manifest, restoredDirs(b.Manifest.Layout, targets))
-	v.Proof = &proof
-	return err
+	})
 }
 
 // refuseSmall refuses to begin what cannot fit.

@@ -179,6 +179,30 @@ func (s *System) unmountAndRemove(ctx context.Context, snap Snapshot, mounts fun
 	}
 }
 
+// Overdue says why a snapshot that nobody has watched cannot stay, "" if it can. A thick one
+// that has overflowed is worthless. A thin one whose pool is as full as Watch would let it
+// become is about to stop its origin. One on Btrfs stays: the kernel gives its space back
+// some time after a removal, so nobody could tell whether the next has to go too.
+func Overdue(ctx context.Context, s Snapshot, o WatchOptions) (why string, err error) {
+	d := s.Describe()
+	if d.Kind == respaldo.Btrfs {
+		return "", nil
+	}
+	fill, err := s.Fill(ctx)
+	switch {
+	case err != nil:
+		return "", err
+	case d.Kind == respaldo.LVMThin:
+		fill.Valid = true // inactive since a reboot, it fills the pool all the same
+		if verdict, full := limitsFor(d.Kind, o).judge(sample{}, sample{fill: fill}, 0); verdict == abandon {
+			return "its thin pool's " + full + ", and a full pool stops " + d.Volume, nil
+		}
+	case !fill.Valid && fill.Data >= 1: // not merely inactive
+		return "it has overflowed and is worthless", nil
+	}
+	return "", nil
+}
+
 // limits are the fills at which something is done.
 type limits struct {
 	extendAt, giveUpAt, giveUpMetadataAt float64

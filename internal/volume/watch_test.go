@@ -183,3 +183,34 @@ func TestWatchBearsWithAHiccup(t *testing.T) {
 		t.Errorf("stop says %v", err)
 	}
 }
+
+// Of the snapshots that nobody watches, those go that are worthless or would stop their
+// origin; one that is merely not active says nothing of the kind.
+func TestOverdue(t *testing.T) {
+	gone := errors.New("no device-mapper")
+	for name, c := range map[string]struct {
+		kind    respaldo.VolumeKind
+		fill    respaldo.Fill
+		err     error
+		options WatchOptions
+		goes    bool
+	}{
+		"thick with room":             {kind: respaldo.LVMThick, fill: respaldo.Fill{Data: 0.5, Valid: true}},
+		"thick and nearly full":       {kind: respaldo.LVMThick, fill: respaldo.Fill{Data: 0.99, Valid: true}},
+		"thick and overflowed":        {kind: respaldo.LVMThick, fill: respaldo.Fill{Data: 1}, goes: true},
+		"thick and not active":        {kind: respaldo.LVMThick},
+		"thin in a calm pool":         {kind: respaldo.LVMThin, fill: respaldo.Fill{Data: 0.5, Metadata: 0.5, Valid: true}},
+		"thin, not active, calm":      {kind: respaldo.LVMThin, fill: respaldo.Fill{Data: 0.5, Metadata: 0.5}},
+		"thin, not active, full":      {kind: respaldo.LVMThin, fill: respaldo.Fill{Data: 0.91, Metadata: 0.5}, goes: true},
+		"thin, data":                  {kind: respaldo.LVMThin, fill: respaldo.Fill{Data: 0.9, Metadata: 0.5, Valid: true}, goes: true},
+		"thin, metadata":              {kind: respaldo.LVMThin, fill: respaldo.Fill{Data: 0.5, Metadata: 0.85, Valid: true}, goes: true},
+		"thin, at what was asked for": {kind: respaldo.LVMThin, fill: respaldo.Fill{Data: 0.6, Valid: true}, options: WatchOptions{GiveUpAt: 0.6}, goes: true},
+		"thin, and nobody can tell":   {kind: respaldo.LVMThin, err: gone},
+		"Btrfs":                       {kind: respaldo.Btrfs, fill: respaldo.Fill{Data: 0.99, Metadata: 0.99, Valid: true}},
+	} {
+		why, err := Overdue(t.Context(), &scripted{kind: c.kind, fill: c.fill, err: c.err}, c.options)
+		if (why != "") != c.goes || !errors.Is(err, c.err) {
+			t.Errorf("%s: %q, %v", name, why, err)
+		}
+	}
+}
