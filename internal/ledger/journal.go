@@ -32,11 +32,13 @@ type record struct {
 }
 
 // journal is a file of JSON lines that only grows while it is open. Each line is on the
-// disk before append returns, so that at most the last one can be torn by a power cut.
+// disk before the next one is written, so that at most the last one can be torn by a power
+// cut.
 type journal struct {
-	file   *os.File
-	size   int64
-	broken error
+	file    *os.File
+	size    int64
+	waiting bool // the last line may not be on the disk yet
+	broken  error
 }
 
 type journalContent struct {
@@ -69,7 +71,35 @@ func openJournal(path, server string) (*journal, []Entry, error) {
 	return &journal{file: file, size: info.Size()}, content.held, nil
 }
 
+// append returns when the line is on the disk, and with it all before.
 func (j *journal) append(r record) error {
+	if err := j.write(r); err != nil {
+		return err
+	}
+	if err := j.file.Sync(); err != nil {
+		// After a failed fsync the kernel may have dropped the page and report success
+		// the next time: nothing written here can be trusted any more.
+		j.broken = err
+		return err
+	}
+	j.waiting = false
+	return nil
+}
+
+// appendLazily does not wait for the disk: the line outlives us (kill -9 included), but
+// not a power cut, until append has written the next one. Two such lines would get to the
+// disk in any order, so the second waits for both.
+func (j *journal) appendLazily(r record) error {
+	if j.waiting {
+		return j.append(r)
+	}
+	err := j.write(r)
+	j.waiting = err == nil
+	return err
+}
+
+// write hands the line to the kernel.
+func (j *journal) write(r record) error {
 	if j.broken != nil {
 		return j.broken
 	}
@@ -83,12 +113,6 @@ func (j *journal) append(r record) error {
 		if truncErr := j.file.Truncate(j.size); truncErr != nil {
 			j.broken = err
 		}
-		return err
-	}
-	if err := j.file.Sync(); err != nil {
-		// After a failed fsync the kernel may have dropped the page and report success
-		// the next time: nothing written here can be trusted any more.
-		j.broken = err
 		return err
 	}
 	j.size += int64(len(line))

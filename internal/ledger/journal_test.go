@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,6 +22,7 @@ func TestTornEnd(t *testing.T) {
 		"zeros":                 "\x00\x00\x00\x00\x00\x00",
 		"half a line and zeros": `{"intent":{"id":"b` + "\x00\x00\x00\x00",
 		"half a line, ended":    `{"intent":{"id":"b` + "\n",
+		"only the end of it":    "\x00\x00\x00\x00" + `","attrs":{"pid":"1"}}` + "\n", // the next page was faster
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -118,6 +120,70 @@ func TestStateDirectory(t *testing.T) {
 			l.Close()
 			t.Errorf("server name %q was taken", name)
 		}
+	}
+}
+
+// A process is noted while writers are held, so its note must not wait for the disk; every
+// other note must. A pipe tells: it takes what is written, and cannot be synced.
+func TestOnlyProcessesAreNotedWithoutTheDisk(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	l := open(t, dir)
+	h, err := l.Intend("snapshot", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	disk := l.file.file
+	unsyncable := func(note func() error) error {
+		l.file.file = w
+		defer func() { l.file.file, l.file.broken = disk, nil }()
+		return note()
+	}
+	process := func() error { return h.NoteProcess(os.Getpid()) }
+	if err := unsyncable(process); err != nil {
+		t.Errorf("a process: %v", err)
+	}
+	if err := unsyncable(process); err == nil {
+		t.Error("two lines wait for the disk: a power cut may leave the second without the first")
+	}
+	if err := unsyncable(func() error { return h.Note("key", "value") }); err == nil {
+		t.Error("a note did not wait for the disk")
+	}
+	if err := h.Note("key", "value"); err != nil {
+		t.Fatal(err)
+	}
+	if err := unsyncable(process); err != nil {
+		t.Errorf("a process after a line that is on the disk: %v", err)
+	}
+}
+
+// What was noted without the disk keeps its place among the rest, also when we are killed.
+func TestProcessesKeepTheirPlace(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	killed(t, dir, "intend=snapshot", "note-self", "intend=instance", "note-self", "released", "note-self")
+	content, err := os.ReadFile(filepath.Join(dir, "main.ledger"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var order []string
+	for line := range strings.Lines(string(content)) {
+		for _, word := range []string{"format", "intent", "pid_start", "released"} {
+			if strings.Contains(line, `"`+word+`":`) {
+				order = append(order, word)
+			}
+		}
+	}
+	if got := strings.Join(order, " "); got != "format intent pid_start intent pid_start released pid_start" {
+		t.Errorf("lines: %s", got)
+	}
+	left := open(t, dir).Leftovers()
+	if len(left) != 1 || left[0].Kind != "instance" || left[0].Attrs[attrPID] != strconv.Itoa(left[0].PID) {
+		t.Errorf("leftovers: %+v", left)
 	}
 }
 

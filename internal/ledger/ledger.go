@@ -271,7 +271,9 @@ func (h *Held) Note(key, value string) error {
 }
 
 // NoteProcess notes a process that belongs to what is held, so that Entry.Process can
-// later tell it from another one with the same ID.
+// later tell it from another one with the same ID. It does not wait for the disk: a process
+// counts within this boot only, for which the kernel's memory is as good, and the command
+// that takes a snapshot is noted while writers are held.
 func (h *Held) NoteProcess(pid int) error {
 	attrs := map[string]string{attrPID: strconv.Itoa(pid)}
 	if start, err := startOf(pid); err == nil { // it may have ended already
@@ -279,7 +281,7 @@ func (h *Held) NoteProcess(pid int) error {
 	}
 	h.ledger.mu.Lock()
 	defer h.ledger.mu.Unlock()
-	if err := h.ledger.append(record{Note: h.entry.ID, Attrs: attrs}); err != nil {
+	if err := h.ledger.write((*journal).appendLazily, record{Note: h.entry.ID, Attrs: attrs}); err != nil {
 		return err
 	}
 	h.entry.set(attrs)
@@ -331,11 +333,13 @@ func (h *Held) released() error {
 	return nil
 }
 
-func (l *Ledger) append(r record) error {
+func (l *Ledger) append(r record) error { return l.write((*journal).append, r) }
+
+func (l *Ledger) write(how func(*journal, record) error, r record) error {
 	if l.lock == nil {
 		return errors.New("ledger: closed")
 	}
-	if err := l.file.append(r); err != nil {
+	if err := how(l.file, r); err != nil {
 		return &respaldo.Error{Kind: respaldo.Refused, What: "cannot note what is being done in " + l.path(".ledger"),
 			Hint: "make room on that filesystem, or give another state_dir", Err: err}
 	}

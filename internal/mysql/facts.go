@@ -15,7 +15,7 @@ type Facts struct {
 	Version   respaldo.Version
 	Vendor    string            // "MySQL", "MariaDB", "Percona Server", or what else the server calls itself
 	Cluster   string            // "Galera", "Group Replication", "NDB Cluster"; empty for a server on its own
-	Variables map[string]string // all global variables, names in lower case
+	Variables map[string]string // all global variables, names in lower case; passwords read "***"
 	Layout    respaldo.Layout
 
 	BinlogOn        bool
@@ -67,14 +67,11 @@ type EngineUse struct {
 // takes no lock that anybody would wait for. A server whose process or files cannot be
 // proved to be on this machine is an error of kind Refused.
 func (s *Server) Facts(ctx context.Context) (*Facts, error) {
-	f := &Facts{Version: s.version, Variables: map[string]string{}}
 	vars, err := queryRows(ctx, s.db, "SHOW GLOBAL VARIABLES")
 	if err != nil {
 		return nil, s.explain(err, "reading the server's variables")
 	}
-	for _, v := range vars {
-		f.Variables[strings.ToLower(v["variable_name"])] = v["value"]
-	}
+	f := &Facts{Version: s.version, Variables: readVariables(vars)}
 	f.Vendor = vendorOf(s.version, s.comment)
 	if f.Process, err = s.findProcess(ctx, f.Variables); err != nil {
 		return nil, err
@@ -112,6 +109,16 @@ func (s *Server) Facts(ctx context.Context) (*Facts, error) {
 	}
 	f.remark()
 	return f, nil
+}
+
+// readVariables leaves out what must not be told.
+func readVariables(shown []row) map[string]string {
+	variables := make(map[string]string, len(shown))
+	for _, v := range shown {
+		name := strings.ToLower(v["variable_name"])
+		variables[name] = withoutSecret(name, v["value"])
+	}
+	return variables
 }
 
 // redoLog refuses a server whose redo log was switched off for a bulk load: not even the

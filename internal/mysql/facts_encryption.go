@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	respaldo "github.com/respaldo-backup/respaldo"
@@ -79,6 +80,24 @@ func (s *Server) encryptedTablespaces(ctx context.Context, f *Facts) (int, error
 // fileKey is the variable with the key of the key file, or FILE: and where it is.
 const fileKey = "file_key_management_filekey"
 
+// hidden stands in the place of a value that must not be told.
+const hidden = "***"
+
+// secretName is for names that end in what they hold: report_password holds one, while
+// validate_password_length is about them.
+var secretName = regexp.MustCompile(`secret|(password|passwd|passphrase|_pwd|_token|sst_auth)$`)
+
+// withoutSecret is a variable's value as it may go into a manifest, onto a command line
+// or into a log. Servers hide some of these themselves, but not all: report_password is
+// shown to whoever asks.
+func withoutSecret(name, value string) string {
+	keyInClear := name == fileKey && !strings.HasPrefix(value, "FILE:")
+	if value != "" && (keyInClear || secretName.MatchString(name)) {
+		return hidden
+	}
+	return value
+}
+
 // keyring adds the key files to the layout, in use or not: a server may refuse to start
 // without them.
 func (f *Facts) keyring() {
@@ -89,14 +108,16 @@ func (f *Facts) keyring() {
 		if file, ok := strings.CutPrefix(v[fileKey], "FILE:"); ok {
 			l.add(respaldo.KeyringRole, file)
 		} else if v[fileKey] != "" {
-			// It must neither go into a backup nor onto a command line.
-			v[fileKey] = "***"
 			f.refused = append(f.refused, &respaldo.Error{Kind: respaldo.Refused, What: "the key of the key file (" + fileKey + ") stands in clear text in the server's options",
 				Hint: "write it to a file that only the server can read, and set " + fileKey + "=FILE:/that/file"})
 		}
 	}
 	for _, variable := range []string{"keyring_file_data", "keyring_encrypted_file_data"} {
 		l.add(respaldo.KeyringRole, v[variable])
+	}
+	if v["keyring_encrypted_file_data"] != "" || v["keyring_encrypted_file_password"] != "" {
+		f.refused = append(f.refused, &respaldo.Error{Kind: respaldo.Refused, What: "the keys are kept by the plugin keyring_encrypted_file, whose password an image could only be started with in clear text, in the list of processes",
+			Hint: "migrate the keys to keyring_file, or from MySQL 8.0.24 on to component_keyring_encrypted_file, which has its password in a file of its own (mysqld --keyring-migration-to-component)"})
 	}
 	f.keyringComponent(l)
 	for variable, name := range map[string]string{

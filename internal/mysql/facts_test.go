@@ -20,6 +20,9 @@ func engine(f *Facts, name string) EngineUse {
 	return EngineUse{}
 }
 
+// reportPassword is one of a server's settings that it shows to everybody.
+const reportPassword = "tell-the-source"
+
 func testFacts(t *testing.T, b *box) {
 	b.exec(t, "CREATE TABLE d.my (id INT) ENGINE=MyISAM", "CREATE TABLE d.mem (id INT) ENGINE=MEMORY")
 	f := mustFacts(t, b.server(t))
@@ -38,6 +41,9 @@ func testFacts(t *testing.T, b *box) {
 	}
 	if len(f.Variables) < 300 || f.Variables["innodb_page_size"] != "16384" || f.Variables["sync_binlog"] != "1" {
 		t.Errorf("%d variables, page size %q", len(f.Variables), f.Variables["innodb_page_size"])
+	}
+	if f.Variables["report_password"] != hidden || strings.Contains(fmt.Sprint(f.Variables), reportPassword) {
+		t.Errorf("a password among the variables: %q", f.Variables["report_password"])
 	}
 	if e := engine(f, "InnoDB"); e.Tables < 2 || !e.Transactional || !slices.Contains(e.Examples, "d.t") && e.Tables < 4 {
 		t.Errorf("InnoDB: %+v", e)
@@ -184,28 +190,63 @@ func TestChooseLock(t *testing.T) {
 	}
 }
 
-// The key of MariaDB's key file, given in clear text, goes nowhere: not into the manifest
-// and not onto the command line of an instance.
-func TestKeyInClearTextIsRefused(t *testing.T) {
-	f := &Facts{Version: respaldo.Version{Flavor: respaldo.MariaDB, Major: 11, Minor: 8}, Variables: map[string]string{
-		"file_key_management_filename": "/etc/mysql/keys.enc", fileKey: "topsecret123"}}
-	literal := optionList{variables: map[string]string{"file_key_management_filename": "/k", fileKey: "topsecret123"}}
-	literal.carryKeys()
-	if text := strings.Join(literal.list, " "); strings.Contains(text, "topsecret123") || !strings.Contains(text, "filename=/k") {
-		t.Errorf("options %s", text)
+// What a secret is goes nowhere: not into the manifest, and not onto the command line of an
+// instance, even from a manifest that has it. Where the files need it, the server is refused.
+func TestSecretsAreRefusedAndNotTold(t *testing.T) {
+	const secret = "topsecret123"
+	mysql, maria := respaldo.Version{Flavor: respaldo.MySQL, Major: 8, Minor: 0, Patch: 20}, respaldo.Version{Flavor: respaldo.MariaDB, Major: 11, Minor: 8}
+	for _, c := range []struct {
+		name    string
+		version respaldo.Version
+		shown   map[string]string
+		refusal []string // words of it; none when the server is fine
+		option  string   // that the instance gets all the same
+		keys    int      // key files
+	}{
+		{"key in clear text", maria, map[string]string{"file_key_management_filename": "/etc/mysql/keys.enc", fileKey: secret},
+			[]string{fileKey, "FILE:"}, "filename=/etc/mysql/keys.enc", 1},
+		{"key in a file", maria, map[string]string{"file_key_management_filename": "/etc/mysql/keys.enc", fileKey: "FILE:/etc/mysql/key"},
+			nil, "filekey=FILE:/etc/mysql/key", 2},
+		{"keyring_encrypted_file", mysql, map[string]string{"keyring_encrypted_file_data": "/var/lib/keyring", "keyring_encrypted_file_password": secret},
+			[]string{"keyring_encrypted_file", "component_keyring_encrypted_file"}, "", 1},
+		{"keyring_encrypted_file that hides its password", mysql, map[string]string{"keyring_encrypted_file_data": "/var/lib/keyring", "keyring_encrypted_file_password": ""},
+			[]string{"keyring_encrypted_file", "component_keyring_encrypted_file"}, "", 1},
+		{"others", mysql, map[string]string{"Report_Password": secret, "keyring_hashicorp_secret_id": secret, "authentication_ldap_simple_bind_root_pwd": secret, "keyring_file_password": secret, "keyring_file_data": "/var/lib/keyring"},
+			nil, "--loose-keyring-file-data=/var/lib/keyring", 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var shown []row
+			for name, value := range c.shown {
+				shown = append(shown, row{"variable_name": name, "value": value})
+			}
+			f := &Facts{Version: c.version, Variables: readVariables(shown)}
+			f.keyring()
+			refused := f.Refusals()
+			if len(refused) != min(1, len(c.refusal)) || len(f.Layout.Of(respaldo.KeyringRole)) != c.keys {
+				t.Fatalf("refused: %v, places %+v", refused, f.Layout.Places)
+			}
+			told := fmt.Sprint(f.Variables)
+			for _, err := range refused {
+				mustBe(t, err, respaldo.Refused, c.refusal...)
+				told += explained(err)
+			}
+			for _, variables := range []map[string]string{f.Variables, c.shown} {
+				o := optionList{variables: variables}
+				o.carryKeys()
+				options := strings.Join(o.list, " ")
+				if !strings.Contains(options, c.option) || c.option == "" && options != "" {
+					t.Errorf("options %q, want %q", options, c.option)
+				}
+				told += options
+			}
+			if strings.Contains(told, secret) || strings.Contains(told, "="+hidden) {
+				t.Errorf("told: %s", told)
+			}
+		})
 	}
-	f.keyring()
-	refused := f.Refusals()
-	if len(refused) != 1 {
-		t.Fatalf("refused: %v", refused)
-	}
-	mustBe(t, refused[0], respaldo.Refused, fileKey, "FILE:")
-	if text := fmt.Sprint(f.Variables, explained(refused[0])); strings.Contains(text, "topsecret123") {
-		t.Errorf("the key is told: %s", text)
-	}
-	f = &Facts{Variables: map[string]string{"file_key_management_filename": "/etc/mysql/keys.enc", fileKey: "FILE:/etc/mysql/key"}}
-	if f.keyring(); len(f.refused) > 0 || len(f.Layout.Of(respaldo.KeyringRole)) != 2 {
-		t.Errorf("a key in a file: %v, %+v", f.refused, f.Layout.Places)
+	const harmless = "validate_password_length"
+	if v := readVariables([]row{{"variable_name": harmless, "value": "8"}}); v[harmless] != "8" {
+		t.Errorf("hidden without need: %v", v)
 	}
 }
 

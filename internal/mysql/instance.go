@@ -337,12 +337,22 @@ func (i *Instance) end(ctx context.Context) {
 	select {
 	case <-i.exited:
 	case <-ctx.Done():
-		i.log.Debug("killing the instance", "pid", i.PID())
-		i.killed = true
-		unix.Kill(-i.PID(), unix.SIGKILL) // it leads a group of its own: with all that it started
-		<-i.exited
+		i.kill()
 	}
 	i.image.tidy()
+}
+
+// kill ends the server if it is not gone yet, and returns when it is.
+func (i *Instance) kill() {
+	select {
+	case <-i.exited: // the number may be another's by now
+		return
+	default:
+	}
+	i.log.Debug("killing the instance", "pid", i.PID())
+	i.killed = true
+	unix.Kill(-i.PID(), unix.SIGKILL) // it leads a group of its own: with all that it started
+	<-i.exited
 }
 
 // runAs is who the instance runs as: the owner of the data directory.

@@ -55,7 +55,6 @@ var carriedDirs = []string{
 var keyVariables = []struct{ prefix, load string }{
 	{"file_key_management_", "--plugin-load-add=file_key_management"},
 	{"keyring_file_", "--early-plugin-load=keyring_file.so"},
-	{"keyring_encrypted_file_", "--early-plugin-load=keyring_encrypted_file.so"},
 }
 
 // readers are MariaDB's plugins without which some tables cannot be read. Loaded where
@@ -135,10 +134,11 @@ func (o *optionList) set(name, value string) {
 	}
 }
 
-// carry repeats the origin's settings; loose, because not every variable is an option.
+// carry repeats the origin's settings; loose, because not every variable is an option. A
+// secret stays out: everybody may look at the list of processes.
 func (o *optionList) carry(names ...string) {
 	for _, name := range names {
-		if value := o.variables[name]; value != "" {
+		if value := withoutSecret(name, o.variables[name]); value != "" && value != hidden {
 			o.add("--loose-" + strings.ReplaceAll(name, "_", "-") + "=" + value)
 		}
 	}
@@ -203,9 +203,6 @@ func (o *optionList) carryKeys() {
 		for name, value := range o.variables {
 			if strings.HasPrefix(name, key.prefix) && value != "" {
 				loaded = true
-				if name == fileKey && !strings.HasPrefix(value, "FILE:") {
-					continue // a key in clear text, for everybody to see in the list of processes
-				}
 				o.carry(name)
 			}
 		}

@@ -14,6 +14,9 @@ func TestMain(m *testing.M) {
 	if request := os.Getenv(holdVariable); request != "" {
 		holdInstance(request)
 	}
+	if socket := os.Getenv(elsewhereVariable); socket != "" {
+		connectElsewhere(socket)
+	}
 	flag.Parse()
 	flag.Set("test.parallel", "6") // servers wait for their disk and their threads more than they compute
 	os.Setenv("RESPALDO_TEST_SECRET", "not-for-servers")

@@ -119,8 +119,8 @@ func (s *Server) tcpPeer(c *net.TCPConn, pidFile string) (int, error) {
 		return 0, err
 	}
 	if inode == "" {
-		return 0, &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("the server at %s runs on another machine", s.address),
-			Hint: "run respaldo on the machine whose volume holds the data directory"}
+		return 0, &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("the server at %s runs on another machine, or in a container's network", s.address),
+			Hint: "run respaldo on the machine whose volume holds the data directory, and connect to the server's socket there"}
 	}
 	var candidates []int
 	if pid, err := readPIDFile(pidFile); err == nil {

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/run"
 )
@@ -94,6 +96,105 @@ func forward(t *testing.T, network, address, to string) string {
 		}
 	}()
 	return l.Addr().String()
+}
+
+// elsewhereVariable names a socket; the test program then sends a TCP connection over it
+// that lives in a network of its own.
+const elsewhereVariable = "RESPALDO_TEST_ELSEWHERE"
+
+// connectElsewhere does not return. It stays until nobody wants the connection any more.
+func connectElsewhere(socket string) {
+	must := func(err error) {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	loopback, err := unix.NewIfreq("lo")
+	must(err)
+	loopback.SetUint16(unix.IFF_UP)
+	control, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	must(err)
+	must(unix.IoctlIfreq(control, unix.SIOCSIFFLAGS, loopback))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(err)
+	c, err := net.Dial("tcp", l.Addr().String())
+	must(err)
+	_, err = l.Accept()
+	must(err)
+	file, err := c.(*net.TCPConn).File()
+	must(err)
+	to, err := net.Dial("unix", socket)
+	must(err)
+	_, _, err = to.(*net.UnixConn).WriteMsgUnix([]byte{0}, unix.UnixRights(int(file.Fd())), nil)
+	must(err)
+	to.Read(make([]byte, 1))
+	os.Exit(0)
+}
+
+// TestServerElsewhereIsRefused has a connection whose other end is no socket of this
+// machine's network, as when the server is on another machine or has a container's network.
+func TestServerElsewhereIsRefused(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "els") // short enough for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := run.Local{}.Run(context.Background(), run.Cmd{
+			Argv: []string{self},
+			Env:  []string{elsewhereVariable + "=" + socket},
+			SysProcAttr: &syscall.SysProcAttr{
+				Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
+				UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
+				GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
+				Pdeathsig:   syscall.SIGKILL,
+			},
+		})
+		l.Close() // it waits for us unless it failed
+		ended <- err
+	}()
+	from, err := l.AcceptUnix()
+	if err != nil {
+		t.Fatal(<-ended)
+	}
+	rights := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := from.ReadMsgUnix(make([]byte, 1), rights)
+	if err != nil {
+		t.Fatal(err)
+	}
+	messages, err := unix.ParseSocketControlMessage(rights[:n])
+	if err != nil || len(messages) != 1 {
+		t.Fatal(messages, err)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(fds[0]), "connection")
+	c, err := net.FileConn(file)
+	file.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = (&Server{address: c.RemoteAddr().String()}).tcpPeer(c.(*net.TCPConn), "/nowhere/pid")
+	mustBe(t, err, respaldo.Refused, "the server at "+c.RemoteAddr().String()+" runs on another machine", "container's network", "run respaldo on the machine")
+	c.Close()
+	from.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }
 
 // testOwnView starts the server again such that it sees other files under its data

@@ -15,7 +15,9 @@ const stopTimeout = 30 * time.Second
 // Prove starts the image, lets it recover, compares its coordinates with those of the
 // lock, checks its tables and stops it. An image that fails yields both a Proof with OK
 // false and its Problems, and a NotProved error; the log stays in Scratch. Any other
-// error (cancelled, forbidden by the host) says nothing about the image.
+// error (cancelled, forbidden by the host) says nothing about the image. When ctx ends, the
+// instance is killed at once: it must not go on writing into a snapshot that is about to
+// overflow.
 // respaldo.ProveNone does nothing and is recorded as unproved.
 func Prove(ctx context.Context, request InstanceRequest, level respaldo.ProveLevel) (respaldo.Proof, error) {
 	proof := respaldo.Proof{Level: level, At: time.Now().UTC()}
@@ -32,6 +34,11 @@ func Prove(ctx context.Context, request InstanceRequest, level respaldo.ProveLev
 	if err != nil {
 		return proof, err
 	}
+	killed := make(chan struct{})
+	spare := context.AfterFunc(ctx, func() {
+		i.end(ctx)
+		close(killed)
+	})
 	problems, err := i.examine(ctx, level, &proof)
 	died := false
 	if err != nil && ctx.Err() == nil {
@@ -40,9 +47,13 @@ func Prove(ctx context.Context, request InstanceRequest, level respaldo.ProveLev
 			problems, err = append(problems, "the server started on the image ended: "+words), nil
 		}
 	}
-	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	stopping, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
 	i.end(stopping)
+	if !spare() {
+		<-killed
+		return proof, context.Cause(ctx)
+	}
 	if err != nil {
 		return proof, err
 	}

@@ -1,12 +1,16 @@
 package mysql
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/lab/servers"
@@ -235,6 +239,47 @@ func TestTornBinlogTailIsNotCounted(t *testing.T) {
 	}
 	if _, err := scanBinlog(strings.NewReader("something else"), 0); err == nil {
 		t.Error("a file that is no binlog was read")
+	}
+}
+
+// A proof that is cancelled (a snapshot is about to overflow, Ctrl-C) leaves nothing that
+// goes on writing. This server is stopped, so that a polite end would take all of stopTimeout.
+func TestCancelledProofEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	r := theOrigin(t, "mysql-5.6").clean.request(t)
+	why := errors.New("the snapshot is about to overflow")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	started, stopped, ended := make(chan int, 1), make(chan int, 1), make(chan error, 1)
+	r.Started = func(pid int) { started <- pid }
+	r.Ready = func() {
+		pid := <-started
+		unix.Kill(pid, unix.SIGSTOP)
+		stopped <- pid
+	}
+	go func() {
+		_, err := Prove(ctx, r, respaldo.ProveQuick)
+		ended <- err
+	}()
+	var pid int
+	select {
+	case pid = <-stopped:
+	case err := <-ended:
+		t.Fatalf("the proof ended before it was cancelled: %v", err)
+	}
+	cancel(why)
+	tooLate := time.After(stopTimeout / 2)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for unix.Kill(pid, 0) == nil {
+		select {
+		case <-tooLate:
+			t.Fatal("the server on the image lives on")
+		case <-tick.C:
+		}
+	}
+	if err := <-ended; !errors.Is(err, why) || respaldo.KindOf(err) == respaldo.NotProved {
+		t.Errorf("error %v", err)
 	}
 }
 

@@ -22,7 +22,11 @@ type QuiesceRequest struct {
 	// Patience bounds looking for a moment without long statements before the lock is
 	// asked for, during which nobody waits for us; 0 is as long as Budget.
 	Patience time.Duration
-	Facts    *Facts // of this server; one that was restarted since is refused
+	// BeforeLock, if set, is called when the calm moment has come, right before the lock is
+	// asked for; its error ends the attempt, and is returned as it is. Writers do not wait
+	// for it, but it should be quick: another long statement may begin meanwhile.
+	BeforeLock func() error
+	Facts      *Facts // of this server; one that was restarted since is refused
 }
 
 // Quiesce calls fn while the server is quiesced, with the coordinates at which it stands
@@ -34,7 +38,7 @@ type QuiesceRequest struct {
 // and Quiesce returns that error even if fn succeeds: what fn made is then not
 // consistent and must be discarded. Quiesce always waits for fn to return; writers do not.
 //
-// fn must do nothing slow. Nothing is logged while the lock is held.
+// fn must do nothing slow. Quiesce itself logs nothing while the lock is held.
 func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx context.Context, at respaldo.Coordinates) error) (respaldo.Quiesced, error) {
 	q := respaldo.Quiesced{Mode: req.Mode, Reason: req.Reason}
 	l, err := s.prepareLock(ctx, req)
@@ -48,6 +52,11 @@ func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx co
 	}
 	if err := l.waitForCalm(ctx, patience); err != nil {
 		return q, err
+	}
+	if req.BeforeLock != nil {
+		if err := req.BeforeLock(); err != nil {
+			return q, err
+		}
 	}
 	if err := l.settings(ctx); err != nil {
 		return q, s.explain(err, "preparing the lock")

@@ -136,6 +136,17 @@ func testFnFails(t *testing.T, b *box, s *Server, req QuiesceRequest) {
 	mustBe(t, err, respaldo.SnapshotLost, "no room")
 	b.writes(t)
 
+	before := req
+	before.BeforeLock = func() error {
+		b.writes(t) // nobody waits yet
+		return failed
+	}
+	_, err = s.Quiesce(context.Background(), before, func(context.Context, respaldo.Coordinates) error {
+		t.Error("locked")
+		return nil
+	})
+	mustBe(t, err, respaldo.SnapshotLost, "no room")
+
 	func() {
 		defer func() {
 			if r := recover(); r != "oops" {
@@ -341,8 +352,17 @@ func testLongSelect(t *testing.T, b *box, s *Server, req QuiesceRequest) {
 		defer close(waited)
 		b.root.Exec(fmt.Sprintf("KILL QUERY %d", id))
 	}()
+	calm := false
+	req.BeforeLock = func() error {
+		found, _, err := s.blockers(context.Background(), s.db, req.Mode)
+		calm = len(found) == 0
+		return err
+	}
 	if _, err := s.Quiesce(context.Background(), req, func(context.Context, respaldo.Coordinates) error { return nil }); err != nil {
 		t.Error(explained(err))
+	}
+	if !calm {
+		t.Error("what comes right before the lock came before the calm")
 	}
 	<-waited
 }

@@ -239,6 +239,7 @@ func TestServer(t *testing.T) {
 			b := startBox(t, name, func(b *box, spec *servers.Spec) {
 				spec.Port = freePort(t)
 				elsewhere(t, b, spec)
+				spec.Args = append(spec.Args, "--report-password="+reportPassword)
 			})
 			b.exec(t, "CREATE DATABASE d",
 				"CREATE TABLE d.t (id INT AUTO_INCREMENT PRIMARY KEY, v INT) ENGINE=InnoDB",
