@@ -13,7 +13,6 @@ var keyOptions = []struct{ name, mark string }{
 	{"file_key_management_filename", ""},
 	{"file_key_management_filekey", "FILE:"},
 	{"keyring_file_data", ""},
-	{"keyring_encrypted_file_data", ""},
 }
 
 // keyNotes say where an encrypted server's keys lie now and what must point there. They are
