@@ -243,41 +243,58 @@ func TestTornBinlogTailIsNotCounted(t *testing.T) {
 }
 
 // A proof that is cancelled (a snapshot is about to overflow, Ctrl-C) leaves nothing that
-// goes on writing. This server is stopped, so that a polite end would take all of stopTimeout.
+// goes on writing, whatever it is about: here it reads a binlog that does not end, and its
+// server is stopped, so that a polite end would take all of stopTimeout.
 func TestCancelledProofEndsAtOnce(t *testing.T) {
 	t.Parallel()
-	r := theOrigin(t, "mysql-5.6").clean.request(t)
+	o := theOrigin(t, "mysql-5.6")
+	r := o.clean.request(t)
+	binlogs := o.binlogs(t, o.clean.copy)
+	binlog := filepath.Join(r.Dirs[o.data], binlogs[len(binlogs)-1])
 	why := errors.New("the snapshot is about to overflow")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
-	started, stopped, ended := make(chan int, 1), make(chan int, 1), make(chan error, 1)
+	started, ready, ended := make(chan int, 1), make(chan error, 1), make(chan error, 1)
 	r.Started = func(pid int) { started <- pid }
-	r.Ready = func() {
-		pid := <-started
-		unix.Kill(pid, unix.SIGSTOP)
-		stopped <- pid
-	}
+	r.Ready = func() { ready <- errors.Join(os.Remove(binlog), unix.Mkfifo(binlog, 0o600)) }
 	go func() {
 		_, err := Prove(ctx, r, respaldo.ProveQuick)
 		ended <- err
 	}()
-	var pid int
 	select {
-	case pid = <-stopped:
+	case err := <-ready:
+		if err != nil {
+			t.Fatal(err)
+		}
 	case err := <-ended:
 		t.Fatalf("the proof ended before it was cancelled: %v", err)
+	}
+	var writer int
+	eventually(t, "the binlog is read", func() (opened bool) {
+		var err error
+		writer, err = unix.Open(binlog, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		return err == nil
+	})
+	if err := os.Remove(binlog); err != nil { // nobody else opens it
+		t.Error(err)
+	}
+	pid := <-started
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Error(err)
 	}
 	cancel(why)
 	tooLate := time.After(stopTimeout / 2)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for unix.Kill(pid, 0) == nil {
+	for alive := true; alive; alive = alive && unix.Kill(pid, 0) == nil {
 		select {
 		case <-tooLate:
-			t.Fatal("the server on the image lives on")
+			t.Error("the server on the image lives on")
+			alive = false
 		case <-tick.C:
 		}
 	}
+	unix.Close(writer)
 	if err := <-ended; !errors.Is(err, why) || respaldo.KindOf(err) == respaldo.NotProved {
 		t.Errorf("error %v", err)
 	}
