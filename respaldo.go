@@ -270,7 +270,8 @@ type Manifest struct {
 	BinlogOn   bool      `json:"binlog_on"`
 	Encrypted  bool      `json:"encrypted"` // some of its tables are; the keyring is among the places
 	Lost       []string  `json:"lost,omitempty"`
-	// Variables are all global variables. On the day of the restore there is nobody left to ask.
+	// Variables are all global variables, passwords among them as "***". On the day of the
+	// restore there is nobody left to ask.
 	Variables map[string]string `json:"variables"`
 	// Program that ran the server: argv up to the first option, and the environment
 	// that its loader needs (LD_PRELOAD, LD_LIBRARY_PATH).
