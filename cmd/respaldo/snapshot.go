@@ -32,11 +32,12 @@ func newSnapshotCreateCmd(a *app) *cobra.Command {
 		Use:   "create",
 		Short: "Take a consistent snapshot that stays",
 		Long: `Quiesces the server, takes a snapshot of its volume and releases the server. The
-snapshot stays until snapshot remove, or until --ttl has passed and respaldo runs again.
+snapshot stays until snapshot remove, or until --ttl has passed and a backup, snapshot
+create or cleanup runs.
 
-Nobody watches it between runs of respaldo. On thick LVM it is lost when the server changes
-more than it has room for; the next run removes it then. On thin LVM it holds on to what
-the server changes, and a full pool stops the server: a run that finds the pool above its
+Nobody watches it between these. On thick LVM it is lost when the server changes
+more than it has room for; the next of them removes it then. On thin LVM it holds on to what
+the server changes, and a full pool stops the server: one that finds the pool above its
 threshold removes such snapshots, the oldest first, and says so. On Btrfs it holds on to
 the filesystem's room in the same way, and is not removed for that. Have a timer run
 respaldo cleanup, and watch the room.`,

@@ -22,7 +22,7 @@ func adviceFor(root string, targets map[string]string) []string {
 	if profile := confinement(filepath.Join(root, "sys/kernel/security/apparmor/profiles")); profile != "" {
 		elsewhere := slices.DeleteFunc(dirs, func(dir string) bool { return dir == usualDir || strings.HasPrefix(dir, usualDir+"/") })
 		if len(elsewhere) > 0 {
-			advice = append(advice, fmt.Sprintf("AppArmor's profile %s must allow %s: add a line \"DIR/** rwk,\" for each to its file below /etc/apparmor.d/local, then systemctl reload apparmor",
+			advice = append(advice, fmt.Sprintf("AppArmor's profile %s must allow %s: add the lines \"DIR/ r,\" and \"DIR/** rwk,\" for each to its file below /etc/apparmor.d/local, then systemctl reload apparmor",
 				profile, strings.Join(elsewhere, ", ")))
 		}
 	}

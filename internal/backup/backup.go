@@ -27,7 +27,7 @@ type Made struct {
 // Backup makes one backup: quiesce the server, snapshot its volume, release; save the
 // image; prove it; remove the snapshot, unless it is to stay. The backup becomes visible in
 // the repository only when it is saved and proved. An error leaves nothing behind, neither
-// here nor there.
+// here nor there; unless it came after that (made.Backup has an ID), about the snapshot.
 func (s *Site) Backup(ctx context.Context, request BackupRequest) (made Made, err error) {
 	op, err := s.begin(ctx, "backup")
 	if err != nil {
@@ -40,6 +40,7 @@ func (s *Site) Backup(ctx context.Context, request BackupRequest) (made Made, er
 		return made, err
 	}
 	defer closeRepo(ctx, repository, &err)
+	op.makeRoom(ctx)
 
 	outlook, err := op.look(ctx)
 	if err != nil {

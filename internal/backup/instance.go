@@ -1,15 +1,12 @@
 package backup
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"time"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
@@ -73,7 +70,8 @@ func (op *operation) recoverAt(ctx context.Context, m respaldo.Manifest, dirs ma
 	return err
 }
 
-// keptLogs is how many logs of failed private servers stay on disk.
+// keptLogs is how many logs of failed private servers of each origin stay on disk, besides
+// those of the run itself.
 const keptLogs = 5
 
 // keepLog copies the instance's log to where the user can read it after the run, and has
@@ -93,7 +91,7 @@ func (op *operation) keepLog(scratch string, cause error) error {
 		err = writeDurably(kept, log)
 	}
 	if err == nil {
-		err = dropOldest(dir, keptLogs)
+		err = dropOldest(dir, op.Server+"-", op.ledger.Run(), keptLogs)
 	}
 	if err != nil {
 		return joinErrors(cause, err)
@@ -105,23 +103,26 @@ func (op *operation) keepLog(scratch string, cause error) error {
 	return cause
 }
 
-// dropOldest removes the oldest files of a directory beyond a number of them.
-func dropOldest(dir string, keep int) error {
+// dropOldest removes the oldest files that begin with the prefix beyond a number of them.
+// Those of a run, which has told people of them, do not count.
+func dropOldest(dir, prefix, run string, keep int) error {
 	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) <= keep {
+	if err != nil {
 		return err
 	}
-	age := map[string]time.Time{}
+	var names []string
 	for _, e := range entries {
-		if info, err := e.Info(); err == nil {
-			age[e.Name()] = info.ModTime()
+		of, ours := strings.CutPrefix(e.Name(), prefix)
+		ours = ours && len(of) > len(run) && of[8] == '-' // and not of a server whose name only begins like that
+		if ours && !strings.HasPrefix(of, run) {
+			names = append(names, e.Name()) // in order of their runs, which begin with the time
 		}
 	}
-	slices.SortFunc(entries, func(a, b os.DirEntry) int {
-		return cmp.Or(age[b.Name()].Compare(age[a.Name()]), strings.Compare(b.Name(), a.Name()))
-	})
-	for _, e := range entries[keep:] {
-		err = joinErrors(err, os.Remove(filepath.Join(dir, e.Name())))
+	for len(names) > keep {
+		if removeErr := os.Remove(filepath.Join(dir, names[0])); removeErr != nil && !errors.Is(removeErr, os.ErrNotExist) {
+			err = joinErrors(err, removeErr)
+		}
+		names = names[1:]
 	}
 	return err
 }

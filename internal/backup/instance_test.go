@@ -17,7 +17,16 @@ import (
 func TestLogsOfFailuresAreKept(t *testing.T) {
 	site := &Site{Server: "main", StateDir: t.TempDir(), RunDir: t.TempDir()}
 	var last string
-	for range keptLogs + 2 {
+	others := filepath.Join(site.StateDir, "failed", "another-20260101T000000-1.log")
+	if err := writeDurably(others, nil); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if _, err := os.Stat(others); err != nil {
+			t.Errorf("another server's log: %v", err)
+		}
+	}()
+	for range keptLogs + 3 {
 		l, err := ledger.Open(site.StateDir, site.Server, "backup")
 		if err != nil {
 			t.Fatal(err)
@@ -43,7 +52,7 @@ func TestLogsOfFailuresAreKept(t *testing.T) {
 		}
 	}
 	logs, err := os.ReadDir(filepath.Dir(last))
-	if err != nil || len(logs) != keptLogs {
+	if err != nil || len(logs) != keptLogs+2 { // of before, of the last run, of another server
 		t.Errorf("%d logs are kept: %v", len(logs), err)
 	}
 	if _, err := os.Stat(last); err != nil {

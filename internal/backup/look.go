@@ -102,10 +102,27 @@ func (s *Site) Check(ctx context.Context) (*Outlook, error) {
 		return nil, err
 	}
 	outlook.close()
-	if outlook.volume != nil {
-		outlook.refuse(outlook.volume.Refusal(ctx, volume.Request{Server: op.Server, Bytes: op.SnapshotBytes, PoolData: op.PoolData, PoolMetadata: op.PoolMetadata}))
+	if outlook.volume == nil {
+		return outlook, nil
 	}
+	err = outlook.volume.Refusal(ctx, volume.Request{Server: op.Server, Bytes: op.SnapshotBytes, PoolData: op.PoolData, PoolMetadata: op.PoolMetadata})
+	if left := op.leftSnapshots(ctx); errors.Is(err, volume.ErrNoRoom) && len(left) > 0 {
+		outlook.Warnings = append(outlook.Warnings, fmt.Sprintf("%v; but the next backup first removes what an earlier operation has left: %s", err, strings.Join(left, ", ")))
+		err = nil
+	}
+	outlook.refuse(err)
 	return outlook, nil
+}
+
+// leftSnapshots names those that a sweep would remove.
+func (op *operation) leftSnapshots(ctx context.Context) (names []string) {
+	found, _ := op.volumes.Leftovers(ctx, op.Server)
+	for _, snapshot := range found {
+		if d := snapshot.Describe(); !d.Kept {
+			names = append(names, d.Name)
+		}
+	}
+	return names
 }
 
 // look asks the server what it is and where its files lie, and the machine on what volume.

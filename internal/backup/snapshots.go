@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/respaldo-backup/respaldo"
@@ -32,6 +34,7 @@ func (s *Site) CreateSnapshot(ctx context.Context, ttl time.Duration) (made Kept
 		return made, err
 	}
 	defer op.close(ctx, &err)
+	op.makeRoom(ctx)
 	outlook, err := op.look(ctx)
 	if err != nil {
 		return made, err
@@ -127,6 +130,79 @@ func (s *Site) RemoveSnapshot(ctx context.Context, name string) (err error) {
 	return op.removeKept(ctx, snapshot)
 }
 
+// retireKept removes the kept snapshots that have expired, are lost, or, the oldest first,
+// whose pool would soon stop the origin: nobody watches them between operations. It is a
+// part of what takes snapshots and of cleanup; nobody who restores wants fewer of them.
+func (op *operation) retireKept(ctx context.Context, swept *Swept) error {
+	snapshots, err := op.volumes.Leftovers(ctx, op.Server)
+	if err != nil {
+		return err
+	}
+	var stay []volume.Snapshot
+	for _, snapshot := range snapshots {
+		d := snapshot.Describe()
+		switch {
+		case !d.Kept: // could not be swept, and was said
+		case d.Expires.IsZero() || time.Now().Before(d.Expires):
+			stay = append(stay, snapshot)
+		default:
+			if removeErr := op.removeFor(ctx, "its time has passed", snapshot, swept); removeErr != nil {
+				err = joinErrors(err, removeErr)
+				continue
+			}
+			op.Report.Step("expired", "snapshot "+d.Name+" removed")
+		}
+	}
+	for _, snapshot := range stay { // with the room that the others have given back
+		why, lookErr := volume.Overdue(ctx, snapshot, volume.WatchOptions{GiveUpAt: op.PoolData, GiveUpMetadataAt: op.PoolMetadata})
+		err = joinErrors(err, lookErr)
+		if why == "" {
+			continue
+		}
+		if removeErr := op.removeFor(ctx, why, snapshot, swept); removeErr != nil {
+			err = joinErrors(err, removeErr)
+			continue
+		}
+		op.Report.Warn("removed snapshot " + snapshot.Describe().Name + ", which was to stay: " + why)
+	}
+	return joinErrors(err, op.forgetManifests(ctx, snapshots))
+}
+
+// makeRoom retires kept snapshots before another one is taken. What cannot be removed is
+// no reason to have no backup tonight.
+func (op *operation) makeRoom(ctx context.Context) {
+	if err := op.retireKept(ctx, &Swept{}); err != nil {
+		op.Report.Warn(err.Error() + "; see respaldo cleanup")
+	}
+}
+
+// forgetManifests removes the manifests of snapshots that somebody else has removed. One
+// whose volume is not to be seen now (a disk that comes later, a filesystem that is not
+// mounted) may be there still.
+func (op *operation) forgetManifests(ctx context.Context, there []volume.Snapshot) error {
+	manifests, err := os.ReadDir(filepath.Dir(op.manifestPath("")))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, m := range manifests {
+		name := strings.TrimSuffix(m.Name(), ".json")
+		if slices.ContainsFunc(there, func(s volume.Snapshot) bool { return s.Describe().Name == name }) {
+			continue
+		}
+		of, loadErr := op.loadManifest(name)
+		if loadErr != nil || of.Server != op.Server { // another server's
+			continue
+		}
+		if v, findErr := op.volumes.Find(ctx, of.Volume.MountPoint); findErr != nil || v.Describe().ID != of.Volume.ID {
+			continue
+		}
+		if removeErr := os.Remove(op.manifestPath(name)); removeErr != nil {
+			err = joinErrors(err, removeErr)
+		}
+	}
+	return err
+}
+
 // removeKept removes a snapshot, which nothing must have mounted, and its manifest.
 func (op *operation) removeKept(ctx context.Context, snapshot volume.Snapshot) error {
 	if err := snapshot.Remove(ctx); err != nil {
@@ -169,4 +245,8 @@ func (s *Site) loadManifest(name string) (*respaldo.Manifest, error) {
 	return &m, nil
 }
 
-func (s *Site) hasManifest(name string) bool { return exists(s.manifestPath(name)) }
+// hasManifest is true, too, where nobody can tell: a snapshot is not removed for that.
+func (s *Site) hasManifest(name string) bool {
+	_, err := os.Lstat(s.manifestPath(name))
+	return !errors.Is(err, fs.ErrNotExist)
+}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -70,7 +69,8 @@ func (s *Site) Cleanup(ctx context.Context) (swept Swept, err error) {
 		return swept, err
 	}
 	defer op.close(ctx, &err)
-	return op.sweep(ctx)
+	swept, err = op.sweep(ctx)
+	return swept, joinErrors(err, op.retireKept(ctx, &swept))
 }
 
 // sweep goes from what holds to what is held: devices left suspended first, since writers
@@ -157,9 +157,7 @@ func (op *operation) unmountAll(ctx context.Context, _ []ledger.Entry, swept *Sw
 
 // removeSnapshots removes our snapshots that were not meant to stay. One that was meant to
 // stay, but whose run died before it was complete, has no manifest: nobody can say what it
-// is, and it goes too, as long as the ledger shows that a run of ours began it. So do those
-// that have expired, are lost, or, the oldest first, whose pool would soon stop the origin:
-// nobody watches them between operations.
+// is, and it goes too, as long as the ledger shows that a run of ours began it.
 func (op *operation) removeSnapshots(ctx context.Context, entries []ledger.Entry, swept *Swept) error {
 	unfinished := map[string]bool{}
 	for _, e := range entries {
@@ -171,56 +169,21 @@ func (op *operation) removeSnapshots(ctx context.Context, entries []ledger.Entry
 	if err != nil {
 		return err
 	}
-	remove := func(snapshot volume.Snapshot, why string) bool {
-		removeErr := op.removeKept(ctx, snapshot)
-		if removeErr == nil {
-			swept.Removed = append(swept.Removed, Leftover{Kind: "snapshot", Name: snapshot.Describe().Name, Why: why})
-		}
-		err = joinErrors(err, removeErr)
-		return removeErr == nil
-	}
-	var stay []volume.Snapshot
 	for _, snapshot := range snapshots {
 		d := snapshot.Describe()
-		switch {
-		case !d.Kept || unfinished[d.Name] && !op.hasManifest(d.Name):
-			remove(snapshot, "")
-		case !d.Expires.IsZero() && time.Now().After(d.Expires):
-			if remove(snapshot, "its time has passed") {
-				op.Report.Step("expired", "snapshot "+d.Name+" removed")
-			}
-		default:
-			stay = append(stay, snapshot)
-		}
-	}
-	for _, snapshot := range stay { // with the room that the others have given back
-		why, lookErr := volume.Overdue(ctx, snapshot, volume.WatchOptions{GiveUpAt: op.PoolData, GiveUpMetadataAt: op.PoolMetadata})
-		err = joinErrors(err, lookErr)
-		if why != "" && remove(snapshot, why) {
-			op.Report.Warn("removed snapshot " + snapshot.Describe().Name + ", which was to stay: " + why)
-		}
-	}
-	return joinErrors(err, op.forgetManifests(snapshots))
-}
-
-// forgetManifests removes the manifests of snapshots that somebody else has removed.
-func (op *operation) forgetManifests(there []volume.Snapshot) error {
-	manifests, err := os.ReadDir(filepath.Dir(op.manifestPath("")))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	for _, m := range manifests {
-		name := strings.TrimSuffix(m.Name(), ".json")
-		gone := !slices.ContainsFunc(there, func(s volume.Snapshot) bool { return s.Describe().Name == name })
-		if !gone {
+		if d.Kept && (!unfinished[d.Name] || op.hasManifest(d.Name)) {
 			continue
 		}
-		if of, loadErr := op.loadManifest(name); loadErr != nil || of.Server != op.Server {
-			continue // another server's
-		}
-		if removeErr := os.Remove(op.manifestPath(name)); removeErr != nil {
-			err = joinErrors(err, removeErr)
-		}
+		err = joinErrors(err, op.removeFor(ctx, "", snapshot, swept))
+	}
+	return err
+}
+
+// removeFor removes a snapshot and notes that, with the reason if it was to stay.
+func (op *operation) removeFor(ctx context.Context, why string, snapshot volume.Snapshot, swept *Swept) error {
+	err := op.removeKept(ctx, snapshot)
+	if err == nil {
+		swept.Removed = append(swept.Removed, Leftover{Kind: "snapshot", Name: snapshot.Describe().Name, Why: why})
 	}
 	return err
 }

@@ -73,6 +73,13 @@ func openJournal(path, server string) (*journal, []Entry, error) {
 
 // append returns when the line is on the disk, and with it all before.
 func (j *journal) append(r record) error {
+	if j.waiting && j.broken == nil { // or a power cut might keep this line and tear that one
+		if err := j.file.Sync(); err != nil {
+			j.broken = err
+			return err
+		}
+		j.waiting = false
+	}
 	if err := j.write(r); err != nil {
 		return err
 	}
@@ -82,7 +89,6 @@ func (j *journal) append(r record) error {
 		j.broken = err
 		return err
 	}
-	j.waiting = false
 	return nil
 }
 
@@ -285,7 +291,7 @@ func makeDir(dir string) error {
 func stateDirError(dir string, err error) error {
 	hint := "give another state_dir or run_dir"
 	if errors.Is(err, fs.ErrPermission) {
-		hint = "run it as root, or give a state_dir and a run_dir of your own"
+		hint = "run it as root"
 	}
 	return &respaldo.Error{Kind: respaldo.Refused, What: "cannot use " + dir + " for our state", Hint: hint, Err: err}
 }

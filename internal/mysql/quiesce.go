@@ -54,8 +54,14 @@ func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx co
 		return q, err
 	}
 	if req.BeforeLock != nil {
+		start := time.Now()
 		if err := req.BeforeLock(); err != nil {
 			return q, err
+		}
+		if time.Since(start) > calmLasts {
+			if err := l.waitForCalm(ctx, patience); err != nil {
+				return q, err
+			}
 		}
 	}
 	if err := l.settings(ctx); err != nil {
@@ -65,6 +71,10 @@ func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx co
 	s.log.Debug("quiesced", "mode", q.Mode, "waited", q.WaitedSeconds, "held", q.HeldSeconds, "coordinates", q.Coordinates.String(), "error", err)
 	return q, err
 }
+
+// calmLasts is how long a look at the server's statements is taken to hold: what BeforeLock
+// does beyond it is followed by another look.
+const calmLasts = 50 * time.Millisecond
 
 // lock is one attempt to quiesce: the connection that holds the lock and the one that can end it.
 type lock struct {

@@ -177,3 +177,27 @@ func firstOf(errs ...error) error {
 	}
 	return nil
 }
+
+// What somebody else has suspended stays so, even in a group where names begin like ours.
+func TestStrangersStaySuspended(t *testing.T) {
+	v := guest.NewVolume(t, guest.VolumeSpec{Kind: "thick-ext4", Bytes: 64 << 20})
+	before := guest.Look(t)
+	for _, name := range []string{"other", "respaldo-archive"} {
+		guest.Run(t, "lvcreate", "-qq", "-y", "-Wn", "-L", "8m", "-n", name, v.Group)
+	}
+	snap := take(t, find(t, system(t), v.Path), volume.Request{Server: "ours", Bytes: 16 << 20})
+	device := v.Group + "-other"
+	guest.Run(t, "dmsetup", "suspend", device)
+	if err := system(t).ResumeLeftovers(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if state := strings.TrimSpace(guest.Run(t, "dmsetup", "info", "-c", "--noheadings", "-o", "suspended", device)); state != "Suspended" {
+		t.Errorf("%s is %s", device, state)
+	}
+	guest.Run(t, "dmsetup", "resume", device)
+	if err := snap.Remove(t.Context()); err != nil {
+		t.Error(err)
+	}
+	guest.Run(t, "lvremove", "-qq", "-y", v.Group+"/other", v.Group+"/respaldo-archive")
+	before.NothingLeft(t)
+}

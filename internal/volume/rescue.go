@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -91,7 +92,7 @@ func (s *System) ResumeSuspended(ctx context.Context, v respaldo.Volume) error {
 	if !slices.ContainsFunc(devices, func(d dmDevice) bool { return d.group() == group && d.unfinished() }) {
 		return nil
 	}
-	r := &rescue{sys: s.careful(), vg: vg, lv: lv, origin: undashed(v.ID)}
+	r := &rescue{sys: s.careful(), before: devices, vg: vg, lv: lv, origin: undashed(v.ID)}
 	if err := r.run(ctx, group); err != nil {
 		return &respaldo.Error{Kind: respaldo.Leftovers, What: "cannot bring the devices of " + v.Name + " back to order", Err: err,
 			Hint: "see dmsetup info -c; what is suspended (s) is resumed with: lvchange --refresh " + v.Name}
@@ -101,7 +102,8 @@ func (s *System) ResumeSuspended(ctx context.Context, v respaldo.Volume) error {
 
 // ResumeLeftovers is ResumeSuspended for every volume of this machine that is suspended
 // while it has a snapshot of ours, whole or half made: so it is found when no record says
-// what was under way. Who may not use device-mapper has nothing to resume.
+// what was under way. Volumes that somebody else has suspended are left alone. Who may not
+// use device-mapper has nothing to resume.
 func (s *System) ResumeLeftovers(ctx context.Context) error {
 	if unix.Access("/dev/mapper/control", unix.R_OK|unix.W_OK) != nil {
 		return nil
@@ -116,11 +118,17 @@ func (s *System) ResumeLeftovers(ctx context.Context) error {
 	var failed error
 	for _, d := range devices {
 		vg, lv, ok := splitDMName(d.name)
-		if !ok || !d.suspended || d.layer() != "" {
+		if !ok || !d.suspended || d.layer() != "" || strings.HasPrefix(lv, namePrefix) {
+			continue // a snapshot of ours is in nobody's way
+		}
+		looking, cancel := context.WithTimeout(ctx, groupPatience)
+		ours, err := s.hasOurs(looking, devices, d, vg, lv)
+		cancel()
+		if err != nil { // a group that may have nothing to do with us must not stop us
+			s.log().Warn("cannot see whether a suspended volume is ours to resume", "volume", vg+"/"+lv, "error", err)
 			continue
 		}
-		ours, err := s.hasOurs(ctx, devices, d, vg, lv)
-		if err == nil && ours {
+		if ours {
 			err = s.ResumeSuspended(ctx, respaldo.Volume{Kind: respaldo.LVMThick, Name: vg + "/" + lv, ID: d.volume()})
 		}
 		failed = errors.Join(failed, err)
@@ -128,18 +136,30 @@ func (s *System) ResumeLeftovers(ctx context.Context) error {
 	return failed
 }
 
-// hasOurs: a device of the group has a name of ours, or LVM lists a snapshot of ours.
+// groupPatience is how long a group's lock is waited for when the group may be a stranger's.
+const groupPatience = time.Minute
+
+// hasOurs: LVM lists a snapshot of ours with this origin; or one is half made, which shows
+// in devices with our name that LVM does not list, while the origin is being changed into one.
 func (s *System) hasOurs(ctx context.Context, devices []dmDevice, origin dmDevice, vg, lv string) (bool, error) {
-	for _, d := range devices {
-		if _, name, ok := splitDMName(d.name); ok && d.group() == origin.group() && strings.HasPrefix(name, namePrefix) {
+	rows, err := s.careful().lvs(ctx, vg)
+	if err != nil {
+		return false, err
+	}
+	listed := map[string]bool{}
+	for _, r := range rows {
+		listed[undashed(r.UUID)] = true
+		if of, ours := r.snapshot(); ours && of.Volume == vg+"/"+lv {
 			return true, nil
 		}
 	}
-	rows, err := s.careful().lvs(ctx, vg)
-	return slices.ContainsFunc(rows, func(r lvRow) bool {
-		of, ours := r.snapshot()
-		return ours && of.Volume == vg+"/"+lv
-	}), err
+	halfMade, changing := false, origin.inactive
+	for _, d := range devices {
+		_, name, ok := splitDMName(d.name)
+		halfMade = halfMade || ok && d.group() == origin.group() && strings.HasPrefix(name, namePrefix) && !listed[d.volume()]
+		changing = changing || d.volume() == origin.volume() && d.layer() == "-real"
+	}
+	return halfMade && changing, nil
 }
 
 // careful is an LVM that does not scan a suspended volume for a signature: it would hang with it.
@@ -147,6 +167,11 @@ func (s *System) careful() *System {
 	c := *s
 	c.LVMConfig = strings.TrimSpace(s.LVMConfig + " devices/ignore_suspended_devices=1")
 	return &c
+}
+
+// same: it is the same device and in the same state.
+func (d dmDevice) same(o dmDevice) bool {
+	return d.uuid == o.uuid && d.suspended == o.suspended && d.live == o.live && d.inactive == o.inactive
 }
 
 // unfinished is a device as no LVM command leaves it when it ends by itself; a live
@@ -159,7 +184,8 @@ type rescue struct {
 	sys     *System
 	vg, lv  string
 	origin  string // UUID without dashes
-	cleared bool   // a table that may have been the newer one
+	before  []dmDevice
+	cleared bool // a table that may have been the newer one
 }
 
 func (r *rescue) run(ctx context.Context, group string) error {
@@ -167,12 +193,14 @@ func (r *rescue) run(ctx context.Context, group string) error {
 	if err != nil {
 		return err
 	}
-	// lvs has waited for the group's lock, so for anybody's command at work: what is
-	// unfinished now was left by one that is dead.
+	// lvs has waited for the group's lock, so for anybody's command at work: what was
+	// unfinished before and is so still was left by one that is dead. What has come since
+	// is the next command's.
 	devices, err := r.sys.dmDevices(ctx)
 	if err != nil {
 		return err
 	}
+	devices = slices.DeleteFunc(devices, func(d dmDevice) bool { return !slices.ContainsFunc(r.before, d.same) })
 	known := map[string]lvRow{}
 	pool := ""
 	var isOrigin, hasReal bool // of a thick snapshot; of that or of a thin volume outside its pool
