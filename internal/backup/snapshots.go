@@ -82,9 +82,9 @@ func unwatched(kind respaldo.VolumeKind) string {
 	const nobody = "nobody watches it between runs of respaldo: "
 	switch kind {
 	case respaldo.LVMThick:
-		return nobody + "it is lost once the server has changed more than it has room for, and then removed by the next run or respaldo cleanup"
+		return nobody + "it is lost once the server has changed more than it has room for, and then removed by the next backup or respaldo cleanup"
 	case respaldo.LVMThin:
-		return nobody + "it holds on to whatever the server changes, and a full thin pool stops the server; above the threshold the next run or respaldo cleanup removes kept snapshots, the oldest first, so have a timer run that"
+		return nobody + "it holds on to whatever the server changes, and a full thin pool stops the server; above the threshold the next backup or respaldo cleanup removes kept snapshots, the oldest first, so have a timer run that"
 	}
 	return nobody + "it holds on to whatever the server changes, and a full filesystem stops the server; it is not removed for that, so watch the filesystem's room, or give a --ttl and have a timer run respaldo cleanup"
 }
