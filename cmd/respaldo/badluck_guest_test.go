@@ -205,6 +205,12 @@ func (s *stand) serverTroubles(t *testing.T) {
 		}
 		running.Process.Kill()
 		running.Wait()
+		// What it has left fills the group; check knows that a backup removes it first.
+		guest.Run(t, "lvcreate", "--yes", "--extents", "100%FREE", "--name", "filler", s.volume.Group)
+		if o := s.ok("check"); !strings.Contains(o.stdout, "the next backup first removes") || !strings.Contains(o.stdout, "A backup can be made") {
+			t.Errorf("check in a group that a leftover fills:\n%s", o.stdout)
+		}
+		guest.Run(t, "lvremove", "--yes", s.volume.Group+"/filler")
 		s.ok("cleanup")
 		s.before.NothingLeft(t)
 	})

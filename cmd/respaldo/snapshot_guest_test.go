@@ -117,6 +117,10 @@ func (s *stand) keptSnapshots(t *testing.T, prove respaldo.ProveLevel) {
 	s.held(t, second)
 	s.ok("snapshot", "remove", second.Name)
 	passed := s.take("--ttl", "1ms").Snapshot.Name
+	s.ok("prune", "--dry-run") // retires nothing, no more than a restore does
+	if n := len(s.snapshots()); n != 2 {
+		t.Errorf("%d snapshots after a dry run, not 2", n)
+	}
 	s.goes(passed, "time has passed")
 	if list := s.snapshots(); len(list) != 1 || list[0].Snapshot.Name != first.Snapshot.Name {
 		t.Errorf("of two, the one with time left is to stay: %+v", list)

@@ -106,9 +106,11 @@ func (s *Site) Check(ctx context.Context) (*Outlook, error) {
 		return outlook, nil
 	}
 	err = outlook.volume.Refusal(ctx, volume.Request{Server: op.Server, Bytes: op.SnapshotBytes, PoolData: op.PoolData, PoolMetadata: op.PoolMetadata})
-	if left := op.leftSnapshots(ctx); errors.Is(err, volume.ErrNoRoom) && len(left) > 0 {
-		outlook.Warnings = append(outlook.Warnings, fmt.Sprintf("%v; but the next backup first removes what an earlier operation has left: %s", err, strings.Join(left, ", ")))
-		err = nil
+	if errors.Is(err, volume.ErrNoRoom) {
+		if left := op.leftSnapshots(ctx); len(left) > 0 {
+			outlook.Warnings = append(outlook.Warnings, fmt.Sprintf("%v; but the next backup first removes what an earlier operation has left: %s", err, strings.Join(left, ", ")))
+			err = nil
+		}
 	}
 	outlook.refuse(err)
 	return outlook, nil

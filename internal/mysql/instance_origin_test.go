@@ -46,7 +46,7 @@ type moment struct {
 	rows     string
 }
 
-// origins are started once for all tests of the package, two at a time.
+// origins are started once for all tests of the package, and a few of them used at a time.
 var (
 	origins = func() map[string]*origin {
 		m := map[string]*origin{}
@@ -55,7 +55,7 @@ var (
 		}
 		return m
 	}()
-	twoAtATime = make(chan struct{}, 4)
+	turns = make(chan struct{}, 4)
 )
 
 func stopOrigins() {
@@ -75,8 +75,8 @@ func stopOrigins() {
 // theOrigin gives a test its turn and the origin.
 func theOrigin(t *testing.T, name string) *origin {
 	t.Helper()
-	twoAtATime <- struct{}{}
-	t.Cleanup(func() { <-twoAtATime })
+	turns <- struct{}{}
+	t.Cleanup(func() { <-turns })
 	o := origins[name]
 	o.once.Do(func() { o.failed = o.make(context.Background()) })
 	if o.failed != nil {

@@ -32,8 +32,8 @@ func TestScatteredImageIsProved(t *testing.T) {
 	for name, options := range scattered {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			twoAtATime <- struct{}{}
-			defer func() { <-twoAtATime }()
+			turns <- struct{}{}
+			defer func() { <-turns }()
 			r := scatter(t, name, options, (*origin).crash)
 			proof, err := Prove(t.Context(), r, respaldo.ProveFull)
 			if err != nil {
@@ -196,8 +196,8 @@ func TestImageWithoutBinlogsIsProved(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			twoAtATime <- struct{}{}
-			defer func() { <-twoAtATime }()
+			turns <- struct{}{}
+			defer func() { <-turns }()
 			r := scatter(t, name, options, (*origin).crash)
 			proof, err := Prove(t.Context(), r, respaldo.ProveFull)
 			if err != nil {
@@ -220,8 +220,8 @@ func TestTablesOfUnknownEnginesAreNotChecked(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			twoAtATime <- struct{}{}
-			defer func() { <-twoAtATime }()
+			turns <- struct{}{}
+			defer func() { <-turns }()
 			options := []string{with[0]}
 			if name == "mysql-9.7" {
 				options = append(options, "--innodb-directories=DIR/tables", "--performance-schema=OFF")

@@ -163,8 +163,8 @@ func TestImageWithoutTheLastCommitsIsNotProved(t *testing.T) {
 	for _, name := range []string{"mariadb-10.11", "mysql-5.6"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			twoAtATime <- struct{}{}
-			defer func() { <-twoAtATime }()
+			turns <- struct{}{}
+			defer func() { <-turns }()
 			r := scatter(t, name, []string{"--innodb-flush-log-at-trx-commit=0", "--sync-binlog=0"}, func(o *origin) error {
 				if err := o.exec(t.Context(), "INSERT INTO shop.orders (note) VALUES ('InnoDB has it')"); err != nil {
 					return err

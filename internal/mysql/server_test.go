@@ -23,7 +23,7 @@ import (
 // patience is how long a test waits for what must happen; it bounds, it measures nothing.
 const patience = 30 * time.Second
 
-// starting bounds how many servers start at once: they want both processors.
+// starting bounds how many servers start at once: they wait for the disk, but want the processors too.
 var starting = make(chan struct{}, 4)
 
 // box is a running server with a folder around it: data, elsewhere/…, my.cnf.
