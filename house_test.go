@@ -32,6 +32,8 @@ var rules = []rule{
 		Because: "the middle packages never know each other; internal/backup brings them together"},
 	{From: "internal/repo", Not: []string{module + "/internal/mysql", module + "/internal/volume", module + "/internal/ledger", module + "/internal/backup"},
 		Because: "the middle packages never know each other; internal/backup brings them together"},
+	{From: "internal/host", Not: []string{module + "/internal/mysql", module + "/internal/volume", module + "/internal/repo", module + "/internal/ledger", module + "/internal/backup"},
+		Because: "the middle packages never know each other; internal/backup brings them together"},
 	{From: "internal/", Not: []string{module + "/cmd", module + "/lab"},
 		Because: "a package does not know the program it is part of, nor its tests' lab"},
 	{From: "", Not: []string{"os/exec"}, Except: []string{"internal/run/", "lab/", "bench/"},

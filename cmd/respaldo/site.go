@@ -10,6 +10,7 @@ import (
 
 	"github.com/respaldo-backup/respaldo/internal/backup"
 	"github.com/respaldo-backup/respaldo/internal/config"
+	"github.com/respaldo-backup/respaldo/internal/host"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
 	"github.com/respaldo-backup/respaldo/internal/repo"
 	runner "github.com/respaldo-backup/respaldo/internal/run"
@@ -36,6 +37,7 @@ func (a *app) site() (*backup.Site, error) {
 		Server: s.Name, ServerID: id, Host: hostName(), Program: buildVersion().Version,
 		MySQL:    mysql.Options{DefaultsFile: s.DefaultsFile, Socket: s.Socket, Host: s.Host, Port: s.Port, User: s.User},
 		Binary:   s.Mysqld,
+		Service:  host.Commands{Stop: s.Stop, Start: s.Start},
 		StateDir: c.StateDir, RunDir: c.RunDir, LVMConfig: c.LVMConfig,
 		Repository: func(ctx context.Context) (*repo.Repo, error) { return a.open(ctx, s.Repository) },
 		Lock:       s.Lock, MaxLock: s.MaxLock, SnapshotBytes: s.SnapshotSize, Prove: s.Prove,

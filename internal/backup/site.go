@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/host"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
 	"github.com/respaldo-backup/respaldo/internal/repo"
@@ -37,6 +38,8 @@ type Site struct {
 
 	MySQL  mysql.Options
 	Binary []string // how to start the server program; empty: as the running one was
+	// Service is how the server itself is stopped and started; empty: by its systemd unit.
+	Service host.Commands
 
 	StateDir string // survives a reboot: ledger, kept snapshots' manifests, working copies
 	RunDir   string // does not: mounts, sockets

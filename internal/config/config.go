@@ -63,6 +63,9 @@ type Server struct {
 	// Mysqld is the argv, without server options, that runs a private instance; empty
 	// means the program that runs the server itself.
 	Mysqld []string
+	// Stop and Start are argvs that stop and start the server, where it is no systemd unit.
+	// Both or none.
+	Stop, Start []string
 
 	Repository Repository // the server's own, or the common one
 	Keep       Keep       // the server's own, or the common one

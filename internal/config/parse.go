@@ -52,6 +52,8 @@ type serverSection struct {
 	SnapshotSize snapshotSize       `toml:"snapshot_size"`
 	Prove        proveLevel         `toml:"prove"`
 	Mysqld       []string           `toml:"mysqld"`
+	Stop         []string           `toml:"stop"`
+	Start        []string           `toml:"start"`
 	Repository   *repositorySection `toml:"repository"`
 	Keep         *Keep              `toml:"keep"`
 }
@@ -186,6 +188,8 @@ func (s serverSection) resolve(name string, repository Repository, keep *Keep) S
 		SnapshotSize: int64(s.SnapshotSize),
 		Prove:        respaldo.ProveQuick,
 		Mysqld:       s.Mysqld,
+		Stop:         s.Stop,
+		Start:        s.Start,
 		Repository:   s.Repository.resolve(repository),
 	}
 	override(&server.Lock, s.Lock)
@@ -249,6 +253,9 @@ func (d *document) validate(path string) error {
 		}
 		if s.Mysqld != nil && (len(s.Mysqld) == 0 || !filepath.IsAbs(s.Mysqld[0])) {
 			return wrong(section+" mysqld", "it must begin with the absolute path of a program")
+		}
+		if (len(s.Stop) == 0) != (len(s.Start) == 0) {
+			return wrong(section, "give stop and start, or neither")
 		}
 		if err := s.Repository.validate(); err != nil {
 			return wrong("[server."+name+".repository]", "%v", err)

@@ -1,0 +1,203 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/run"
+)
+
+// Commands stop and start a server where the configuration says how. Both or none is set.
+type Commands struct {
+	Stop, Start []string // argv, run as root and without a shell
+}
+
+// Service is whoever starts and stops one server: a systemd unit, or the commands of the
+// configuration.
+type Service struct {
+	host *Host
+	// Unit is the systemd unit, "mariadb.service"; empty where commands are configured.
+	Unit     string
+	commands Commands
+	sockets  []string // units that would start it again at the next connection
+}
+
+// knownUnits are tried for a server that does not run, which nobody can be asked about.
+var knownUnits = []string{"mariadb.service", "mysql.service", "mysqld.service"}
+
+// Service finds out who starts and stops a server: the configured commands if there are
+// any, else the systemd unit that the process belongs to. For a server that does not run
+// (pid 0) it is the one unit of a usual name that is installed, however often it is linked.
+// Where none or several can be meant the error is Refused and says what to configure.
+func (h *Host) Service(ctx context.Context, pid int, commands Commands) (*Service, error) {
+	s := &Service{host: h, commands: commands}
+	if len(commands.Start) > 0 {
+		return s, nil
+	}
+	if _, err := os.Stat(h.path("/run/systemd/system")); err != nil { // sd_booted(3)
+		return nil, refuseService("systemd does not run here")
+	}
+	var err error
+	if pid > 0 {
+		s.Unit, err = h.unitOf(pid)
+	} else {
+		s.Unit, err = h.installedUnit(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	triggers, err := h.show(ctx, "TriggeredBy", s.Unit)
+	for _, unit := range triggers {
+		if strings.HasSuffix(unit, ".socket") {
+			s.sockets = append(s.sockets, unit)
+		}
+	}
+	return s, err
+}
+
+func refuseService(why string) error {
+	return &respaldo.Error{Kind: respaldo.Refused, What: "cannot tell how the server is stopped and started: " + why,
+		Hint: `give the commands in the configuration, stop = ["…"] and start = ["…"] in [server.NAME]`}
+}
+
+// unitOf reads the unit from the process's control group: "0::/system.slice/mariadb.service".
+// A program started by hand lies in its user's session, one in a container in a scope.
+func (h *Host) unitOf(pid int) (string, error) {
+	groups, err := os.ReadFile(h.path("/proc/" + strconv.Itoa(pid) + "/cgroup"))
+	if err != nil {
+		return "", refuseService(err.Error())
+	}
+	for line := range strings.Lines(string(groups)) {
+		_, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
+		controllers, group, _ := strings.Cut(rest, ":")
+		if controllers != "" && controllers != "name=systemd" {
+			continue
+		}
+		unit := path.Base(group)
+		if strings.HasSuffix(unit, ".service") && !strings.HasPrefix(group, "/user.slice/") {
+			return unit, nil
+		}
+	}
+	return "", refuseService(fmt.Sprintf("process %d does not belong to a unit of systemd's", pid))
+}
+
+func (h *Host) installedUnit(ctx context.Context) (string, error) {
+	var found []string
+	for _, unit := range knownUnits {
+		id, err := h.show(ctx, "Id", unit)
+		if err != nil {
+			return "", err
+		}
+		state, err := h.show(ctx, "LoadState", unit)
+		if err != nil {
+			return "", err
+		}
+		// Distributions link the usual names to each other: Id is the unit's own.
+		if slices.Equal(state, []string{"loaded"}) && len(id) == 1 && !slices.Contains(found, id[0]) {
+			found = append(found, id[0])
+		}
+	}
+	switch len(found) {
+	case 0:
+		return "", refuseService("it does not run, and there is no " + strings.Join(knownUnits, ", "))
+	case 1:
+		return found[0], nil
+	}
+	return "", refuseService("it does not run, and may be any of " + strings.Join(found, ", "))
+}
+
+// show returns the words of a unit's property.
+func (h *Host) show(ctx context.Context, property, unit string) ([]string, error) {
+	r, err := h.Run.Run(ctx, run.Cmd{Argv: []string{"systemctl", "show", "--property=" + property, "--", unit}})
+	if err != nil {
+		return nil, fmt.Errorf("asking systemd about %s: %w", unit, err)
+	}
+	_, value, _ := strings.Cut(strings.TrimSpace(string(r.Stdout)), "=")
+	return strings.Fields(value), nil
+}
+
+// String is how a person would name it: the unit, or the command that starts the server.
+func (s *Service) String() string {
+	if s.Unit != "" {
+		return s.Unit
+	}
+	return run.Cmd{Argv: s.commands.Start}.String()
+}
+
+// StopCommand is what Stop runs, StartCommand what Start runs.
+func (s *Service) StopCommand() []string {
+	if s.Unit == "" {
+		return s.commands.Stop
+	}
+	// The sockets in the same call: systemd would start the server at the next connection.
+	return slices.Concat([]string{"systemctl", "stop", "--"}, s.sockets, []string{s.Unit})
+}
+
+// StartCommand is documented at StopCommand.
+func (s *Service) StartCommand() []string {
+	if s.Unit == "" {
+		return s.commands.Start
+	}
+	return slices.Concat([]string{"systemctl", "start", "--"}, s.sockets, []string{s.Unit})
+}
+
+// Stop stops the server and returns when gone says that its process has ended, however
+// long its shutdown takes, or with ctx's cause. A server that does not run is no error.
+// The command, once begun, is not interrupted.
+func (s *Service) Stop(ctx context.Context, gone func() bool) error {
+	if err := s.do(ctx, "stop", s.StopCommand()); err != nil {
+		return err
+	}
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for !gone() {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// Start starts the server and returns when the service manager says that it is up; whether
+// it answers is for the caller to find out.
+func (s *Service) Start(ctx context.Context) error {
+	if s.Unit != "" { // one that failed too often just now is not started again without it
+		s.host.Run.Run(ctx, run.Cmd{Argv: []string{"systemctl", "reset-failed", "--", s.Unit}, Quiet: true})
+	}
+	return s.do(ctx, "start", s.StartCommand())
+}
+
+func (s *Service) do(ctx context.Context, verb string, argv []string) error {
+	_, err := s.host.Run.Run(ctx, run.Cmd{Argv: argv, Uninterruptible: true})
+	if err == nil {
+		return nil
+	}
+	hint := "see why: run it by hand"
+	if s.Unit != "" {
+		hint = "see why: journalctl -u " + s.Unit + " -n 50"
+	}
+	return &respaldo.Error{Kind: respaldo.Failed, What: "could not " + verb + " the server (" + s.String() + ")", Hint: hint, Err: err}
+}
+
+// Reload makes systemd read its units and fstab anew; without systemd it does nothing.
+func (h *Host) Reload(ctx context.Context) error {
+	if _, err := os.Stat(h.path("/run/systemd/system")); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	_, err := h.Run.Run(ctx, run.Cmd{Argv: []string{"systemctl", "daemon-reload"}})
+	return err
+}
+
+func (h *Host) path(p string) string { return filepath.Join("/", h.Root, p) }
