@@ -171,10 +171,10 @@ func (op *operation) watch(ctx context.Context, f *frozen) (context.Context, fun
 	return volume.Watch(ctx, f.snapshot, op.watchOptions(f.volume.Kind, false))
 }
 
-func (op *operation) watchOptions(kind respaldo.VolumeKind, kept bool) volume.WatchOptions {
+func (s *Site) watchOptions(kind respaldo.VolumeKind, kept bool) volume.WatchOptions {
 	options := volume.WatchOptions{Spare: kept}
 	if kind == respaldo.LVMThin {
-		options.GiveUpAt, options.GiveUpMetadataAt = op.PoolData, op.PoolMetadata
+		options.GiveUpAt, options.GiveUpMetadataAt = s.PoolData, s.PoolMetadata
 	}
 	return options
 }

@@ -50,6 +50,7 @@ type Site struct {
 	SnapshotBytes int64         // thick LVM; 0: chosen from the free space
 	Prove         respaldo.ProveLevel
 	Keep          repo.Policy
+	KeepSnapshots repo.Policy // of snapshots that stay without a time of their own; zero keeps all
 	// PoolData and PoolMetadata are the fills of a thin pool, as fractions of one, at which
 	// a snapshot is given up. 0: the defaults.
 	PoolData, PoolMetadata float64
