@@ -25,9 +25,11 @@ type document struct {
 	RunDir     absolute                 `toml:"run_dir"`
 	CacheDir   absolute                 `toml:"cache_dir"`
 	LVMConfig  string                   `toml:"lvm_config"`
+	Prometheus absolute                 `toml:"prometheus_file"`
 	Repository *repositorySection       `toml:"repository"`
 	Keep       *Keep                    `toml:"keep"`
 	Thresholds thresholdSection         `toml:"thresholds"`
+	Hooks      *hookSection             `toml:"hooks"`
 	Server     map[string]serverSection `toml:"server"`
 }
 
@@ -39,6 +41,14 @@ type repositorySection struct {
 type thresholdSection struct {
 	PoolData     float64 `toml:"pool_data"`
 	PoolMetadata float64 `toml:"pool_metadata"`
+	Warn         float64 `toml:"warn"`
+}
+
+type hookSection struct {
+	Before    []string `toml:"before"`
+	After     []string `toml:"after"`
+	OnFailure []string `toml:"on_failure"`
+	Timeout   duration `toml:"timeout"`
 }
 
 type serverSection struct {
@@ -52,8 +62,10 @@ type serverSection struct {
 	SnapshotSize snapshotSize       `toml:"snapshot_size"`
 	Prove        proveLevel         `toml:"prove"`
 	Mysqld       []string           `toml:"mysqld"`
+	MaxAge       duration           `toml:"max_age"`
 	Repository   *repositorySection `toml:"repository"`
 	Keep         *Keep              `toml:"keep"`
+	Hooks        *hookSection       `toml:"hooks"`
 }
 
 type (
@@ -147,13 +159,15 @@ func parse(path string, text []byte) (*Config, error) {
 	override(&c.LVMConfig, doc.LVMConfig)
 	override(&c.Thresholds.PoolData, doc.Thresholds.PoolData)
 	override(&c.Thresholds.PoolMetadata, doc.Thresholds.PoolMetadata)
+	override(&c.Thresholds.Warn, doc.Thresholds.Warn)
+	override(&c.PrometheusFile, doc.Prometheus)
 	c.Repository = doc.Repository.resolve(Repository{})
 	if len(doc.Server) == 0 {
 		doc.Server = map[string]serverSection{DefaultServer: {}}
 	}
 	c.servers = map[string]Server{}
 	for name, s := range doc.Server {
-		c.servers[name] = s.resolve(name, c.Repository, doc.Keep)
+		c.servers[name] = s.resolve(name, c.Repository, doc.Keep, doc.Hooks)
 	}
 	return &c, nil
 }
@@ -173,7 +187,7 @@ func (r *repositorySection) resolve(common Repository) Repository {
 	return Repository{URL: r.URL, PasswordFile: string(r.PasswordFile)}
 }
 
-func (s serverSection) resolve(name string, repository Repository, keep *Keep) Server {
+func (s serverSection) resolve(name string, repository Repository, keep *Keep, hooks *hookSection) Server {
 	server := Server{
 		Name:         name,
 		DefaultsFile: string(s.DefaultsFile),
@@ -186,18 +200,33 @@ func (s serverSection) resolve(name string, repository Repository, keep *Keep) S
 		SnapshotSize: int64(s.SnapshotSize),
 		Prove:        respaldo.ProveQuick,
 		Mysqld:       s.Mysqld,
+		MaxAge:       26 * time.Hour, // a night and a slow backup
 		Repository:   s.Repository.resolve(repository),
 	}
 	override(&server.Lock, s.Lock)
 	override(&server.MaxLock, s.MaxLock)
 	override(&server.Prove, s.Prove)
+	override(&server.MaxAge, s.MaxAge)
 	if s.Keep != nil {
 		keep = s.Keep
 	}
 	if keep != nil {
 		server.Keep = *keep
 	}
+	if s.Hooks != nil {
+		hooks = s.Hooks
+	}
+	server.Hooks = hooks.resolve()
 	return server
+}
+
+func (h *hookSection) resolve() Hooks {
+	hooks := Hooks{Timeout: 5 * time.Minute}
+	if h != nil {
+		hooks.Before, hooks.After, hooks.OnFailure = h.Before, h.After, h.OnFailure
+		override(&hooks.Timeout, h.Timeout)
+	}
+	return hooks
 }
 
 // checkFormat comes before everything else: a file of a newer format may well have keys
@@ -231,10 +260,13 @@ func (d *document) validate(path string) error {
 	if err := d.Keep.validate(); err != nil {
 		return wrong("[keep]", "%v", err)
 	}
-	for key, value := range map[string]float64{"pool_data": d.Thresholds.PoolData, "pool_metadata": d.Thresholds.PoolMetadata} {
+	for key, value := range map[string]float64{"pool_data": d.Thresholds.PoolData, "pool_metadata": d.Thresholds.PoolMetadata, "warn": d.Thresholds.Warn} {
 		if value < 0 || value > 1 {
 			return wrong("[thresholds] "+key, "%v is not between 0 and 1", value)
 		}
+	}
+	if err := d.Hooks.validate(); err != nil {
+		return wrong("[hooks]", "%v", err)
 	}
 	for _, name := range slices.Sorted(maps.Keys(d.Server)) {
 		section, s := "[server."+name+"]", d.Server[name]
@@ -247,7 +279,7 @@ func (d *document) validate(path string) error {
 		if s.Port < 0 || s.Port > 65535 {
 			return wrong(section+" port", "%d is no TCP port", s.Port)
 		}
-		if s.Mysqld != nil && (len(s.Mysqld) == 0 || !filepath.IsAbs(s.Mysqld[0])) {
+		if !isProgram(s.Mysqld) {
 			return wrong(section+" mysqld", "it must begin with the absolute path of a program")
 		}
 		if err := s.Repository.validate(); err != nil {
@@ -256,6 +288,9 @@ func (d *document) validate(path string) error {
 		if err := s.Keep.validate(); err != nil {
 			return wrong("[server."+name+".keep]", "%v", err)
 		}
+		if err := s.Hooks.validate(); err != nil {
+			return wrong("[server."+name+".hooks]", "%v", err)
+		}
 	}
 	return nil
 }
@@ -263,6 +298,23 @@ func (d *document) validate(path string) error {
 func (r *repositorySection) validate() error {
 	if r != nil && r.URL == "" {
 		return errors.New("url is missing")
+	}
+	return nil
+}
+
+// isProgram tells that an argv, if given, names its program beyond doubt.
+func isProgram(argv []string) bool {
+	return argv == nil || len(argv) > 0 && filepath.IsAbs(argv[0])
+}
+
+func (h *hookSection) validate() error {
+	if h == nil {
+		return nil
+	}
+	for key, argv := range map[string][]string{"before": h.Before, "after": h.After, "on_failure": h.OnFailure} {
+		if !isProgram(argv) {
+			return fmt.Errorf("%s: it must begin with the absolute path of a program", key)
+		}
 	}
 	return nil
 }
