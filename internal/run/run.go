@@ -20,13 +20,13 @@ import (
 
 // Cmd is one call of an external program.
 type Cmd struct {
-	Argv  []string
-	Env   []string // added to ours; LC_ALL=C is always set
+	Argv []string
+	Env  []string // added to ours; LC_ALL=C is always set
 	// Reserved programs are not ours: they get Env and what any program needs (PATH, HOME…),
 	// and nothing else of our environment, which may hold passwords.
 	Reserved bool
-	Dir   string
-	Stdin io.Reader
+	Dir      string
+	Stdin    io.Reader
 	// Stdout, if set, receives the output instead of Result.Stdout. Commands that
 	// print much (dumps) want it.
 	Stdout io.Writer
