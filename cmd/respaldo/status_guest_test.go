@@ -46,7 +46,7 @@ func TestStatus(t *testing.T) {
 	if text := s.read(metrics); !strings.Contains(text, `respaldo_last_run_success{server="main"} 1`) || !strings.Contains(text, `respaldo_storage_fill_ratio{server="main",of="data"} 0.`) {
 		t.Errorf("the metrics after the backup are\n%s", text)
 	}
-	s.status(t, respaldo.Overdue, "old, more than 1 ms", "--max-age", "1ms")
+	s.status(t, respaldo.Overdue, "old, more than 1.00 ms", "--max-age", "1ms")
 	s.status(t, respaldo.Attention, "the thin pool of ", "--config", s.other("warn.toml", s.read(s.config)+"\n[thresholds]\nwarn = 0.001\n"))
 
 	// before says no: nothing is touched, and somebody is told.
