@@ -48,7 +48,7 @@ func TestInitCompletesTheConfiguration(t *testing.T) {
 	// An overdue server, in JSON, on the terminal and for Prometheus.
 	prom := dir + "/respaldo.prom"
 	r := respaldoRuns(t, "status", "--config", path, "--prometheus", prom)
-	if r.code != 12 || !strings.HasPrefix(r.stdout, "respaldo OVERDUE: main: there is no proved backup") || !strings.Contains(r.stderr, "hint: respaldo backup --server main") {
+	if r.code != 12 || !strings.HasPrefix(r.stdout, "RESPALDO OVERDUE - main: there is no proved backup") || !strings.Contains(r.stderr, "hint: respaldo backup --server main") {
 		t.Errorf("%+v", r)
 	}
 	if text, err := os.ReadFile(prom); err != nil || !strings.Contains(string(text), "respaldo_overdue{server=\"main\"} 1\n") {

@@ -215,7 +215,7 @@ func headline(all []*backup.Status) string {
 			said = append(said, st.Server+": proved backup of "+backup.FormatSeconds(st.AgeSeconds)+" ago")
 		}
 	}
-	return "respaldo " + word + ": " + strings.Join(said, "; ")
+	return "RESPALDO " + word + " - " + strings.Join(said, "; ")
 }
 
 func lastRunText(st *backup.Status) string {

@@ -30,7 +30,7 @@ func TestStatus(t *testing.T) {
 	s.write(s.config, 0o644, strings.Replace(s.read(s.config), "format = 1", fmt.Sprintf("format = 1\nprometheus_file = %q", metrics), 1)+
 		fmt.Sprintf("\n[hooks]\nbefore = [%[1]q, \"x\"]\nafter = [%[1]q]\non_failure = [%[1]q]\n", s.dir+"/hook"))
 
-	s.status(t, respaldo.Overdue, "respaldo OVERDUE: main: there is no proved backup")
+	s.status(t, respaldo.Overdue, "RESPALDO OVERDUE - main: there is no proved backup")
 	if o := s.run([]string{"RESPALDO_PASSWORD=correct horse"}, "backup"); o.code != 0 {
 		t.Fatalf("exit code %d\n%s", o.code, o.stderr)
 	}
@@ -39,7 +39,7 @@ func TestStatus(t *testing.T) {
 	if !strings.Contains(text, "before of main: none, 0\n") || !strings.Contains(text, "after of main: "+id+", 0\n") || strings.Contains(text, "correct horse") {
 		t.Errorf("the hooks were told\n%s", text)
 	}
-	st := s.status(t, 0, "respaldo OK: main: proved backup of ")
+	st := s.status(t, 0, "RESPALDO OK - main: proved backup of ")
 	if st.Proved == nil || st.Proved.ID != id || st.Backups != 1 || st.Fill == nil || st.Fill.Data <= 0 || st.LastRun == nil || !st.LastRun.OK {
 		t.Errorf("%+v", st)
 	}
