@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -185,10 +186,7 @@ func (st *Status) judgeLastRun() {
 // statusOfLeftovers counts what nobody uses any more: what the ledger notes of dead
 // processes, and snapshots of no living operation; and looks at the kept ones.
 func (s *Site) statusOfLeftovers(ctx context.Context, st *Status, warn float64) {
-	entries, err := ledger.Peek(s.StateDir, s.Server)
-	if err != nil {
-		st.cannot("read the ledger", err)
-	}
+	entries := s.noted(st)
 	alive := map[string]bool{} // runs
 	for _, e := range entries {
 		if e.Alive() {
@@ -220,6 +218,24 @@ func (s *Site) statusOfLeftovers(ctx context.Context, st *Status, warn float64) 
 	if len(names) > 0 {
 		st.problem(StateAttention, "left behind by an operation that ended abruptly: "+strings.Join(names, ", "), "respaldo cleanup --server "+st.Server)
 	}
+}
+
+// noted is what the ledgers say that somebody holds: the server's, and those of operations
+// beside it, which are called SERVER.OPERATION.
+func (s *Site) noted(st *Status) (entries []ledger.Entry) {
+	scopes := []string{s.Server}
+	beside, _ := filepath.Glob(filepath.Join(s.StateDir, s.Server+".*.ledger")) // the pattern is good
+	for _, path := range beside {
+		scopes = append(scopes, strings.TrimSuffix(filepath.Base(path), ".ledger"))
+	}
+	for _, scope := range scopes {
+		held, err := ledger.Peek(s.StateDir, scope)
+		if err != nil {
+			st.cannot("read the ledger", err)
+		}
+		entries = append(entries, held...)
+	}
+	return entries
 }
 
 func (st *Status) judgeKept(k KeptSnapshot, warn float64) {
