@@ -194,8 +194,12 @@ func (s *Site) statusOfLeftovers(ctx context.Context, st *Status, warn float64) 
 		}
 	}
 	for _, e := range entries {
-		if name := cmp.Or(e.Attrs["name"], e.Attrs["path"], string(e.Kind)); !alive[e.Run] && e.Kind != kindSnapshot {
-			st.Leftovers = append(st.Leftovers, Leftover{Kind: string(e.Kind), Name: name})
+		switch path := e.Attrs["path"]; {
+		case alive[e.Run] || e.Kind == kindSnapshot: // those that are there say so themselves
+		case e.Kind != kindTarget:
+			st.Leftovers = append(st.Leftovers, Leftover{Kind: string(e.Kind), Name: cmp.Or(path, e.Attrs["name"])})
+		case repo.Incomplete(path):
+			st.problem(StateAttention, path+" holds an incomplete restore", "run it again, or delete the directory")
 		}
 	}
 	snapshots, err := s.Snapshots(ctx)
