@@ -21,6 +21,8 @@ const (
 	Busy         Kind = 9  // another operation on this server is running
 	NotFound     Kind = 10 // no such backup, snapshot or server
 	Leftovers    Kind = 11 // something of ours could not be removed
+	Overdue      Kind = 12 // status: no proved backup that is young enough
+	Attention    Kind = 13 // status: the backups are young enough, something else is not as it should be
 	Interrupted  Kind = 130
 )
 

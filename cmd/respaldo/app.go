@@ -37,6 +37,7 @@ type app struct {
 	shown   bool         // the result is on stdout: an error after it goes to stderr alone
 
 	secrets *redactor
+	signals *interruptions
 	loaded  *config.Config
 	report  *progress
 }
@@ -91,14 +92,17 @@ func (a *app) config() (*config.Config, error) {
 	return a.loaded, nil
 }
 
-// server returns the settings of the server that --server names, or of the only one. The
-// repository given on the command line or in the environment takes precedence.
-func (a *app) server() (config.Server, error) {
+// server returns the settings of the server that --server names, or of the only one.
+func (a *app) server() (config.Server, error) { return a.serverOf(a.flags.server) }
+
+// serverOf returns the settings of a server. The repository given on the command line or in
+// the environment takes precedence.
+func (a *app) serverOf(name string) (config.Server, error) {
 	c, err := a.config()
 	if err != nil {
 		return config.Server{}, err
 	}
-	s, err := c.Server(a.flags.server)
+	s, err := c.Server(name)
 	if err != nil {
 		return config.Server{}, err
 	}

@@ -48,6 +48,7 @@ so there that needs --prove none.`,
 				return err
 			}
 			made, err := site.Backup(cmd.Context(), request)
+			a.metricsAfter(cmd.Context())
 			if made.Backup.ID == "" {
 				return err
 			}

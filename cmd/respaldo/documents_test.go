@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -13,14 +14,15 @@ var (
 	fence      = regexp.MustCompile("(?ms)^ *```[a-z]*\n(.*?)^ *```$")
 	inlineCode = regexp.MustCompile("`([^`\n]+)`")
 	quoted     = regexp.MustCompile(`"[^"]*"`)
-	commandAt  = regexp.MustCompile(`(?m)(?:^ *|^ *\$ |^ *ExecStart=/usr/local/bin/|&& |sudo )respaldo( .*)?$`)
+	commandAt  = regexp.MustCompile(`(?m)(?:^ *|^ *\$ |^ *ExecStart=/usr/(?:local/)?bin/|&& |sudo )respaldo( .*)?$`)
 )
 
 // Every command that a document tells people to type is one, with its flags; in a block of
 // code also with its arguments.
 func TestDocumentedCommands(t *testing.T) {
 	documents, _ := filepath.Glob("../../docs/*.md")
-	documents = append(documents, "../../README.md")
+	units, _ := filepath.Glob("../../packaging/systemd/*.service")
+	documents = slices.Concat(documents, units, []string{"../../README.md"})
 	tried := 0
 	for _, document := range documents {
 		text, err := os.ReadFile(document)
@@ -32,6 +34,9 @@ func TestDocumentedCommands(t *testing.T) {
 			if err := parses(line, whole); err != nil {
 				t.Errorf("%s: respaldo%s: %v", filepath.Base(document), line, err)
 			}
+		}
+		if filepath.Ext(document) == ".service" { // all of it is code
+			text = slices.Concat([]byte("```\n"), text, []byte("```"))
 		}
 		for _, block := range fence.FindAllStringSubmatch(string(text), -1) {
 			for _, m := range commandAt.FindAllStringSubmatch(block[1], -1) {

@@ -29,6 +29,8 @@ var exitCodes = []struct {
 	{respaldo.Busy, "busy", "another operation on this server is running; try again later"},
 	{respaldo.NotFound, "not_found", "there is no such backup, snapshot or server"},
 	{respaldo.Leftovers, "leftovers", "something of ours could not be removed; respaldo cleanup tries again"},
+	{respaldo.Overdue, "overdue", "status: a server has no proved backup that is young enough"},
+	{respaldo.Attention, "attention", "status: the backups are young enough, but something needs looking at"},
 	{128 + respaldo.Kind(syscall.SIGHUP), "interrupted", "ended by SIGHUP, after cleaning up"},
 	{respaldo.Interrupted, "interrupted", "ended by SIGINT (Ctrl-C), after cleaning up"},
 	{128 + respaldo.Kind(syscall.SIGTERM), "interrupted", "ended by SIGTERM, after cleaning up"},

@@ -38,9 +38,10 @@ where there is one already, checks that the password opens it.
 	sftp://user@host[:port]/folder?key=FILE&known_hosts=FILE
 	s3://bucket/prefix?endpoint=HOST:PORT&region=REGION
 
-Where there is no configuration file yet, one is written with what was given. Where the
-password file does not exist, a new random password is put into it: keep a copy of that
-elsewhere, since without it nobody can ever read the backups.`,
+Where there is no configuration file yet, one is written with what was given; one that
+names no repository, as the package's does not, gets it. Where the password file does not
+exist, a new random password is put into it: keep a copy of that elsewhere, since without
+it nobody can ever read the backups.`,
 		Example: `  respaldo init --repository /srv/backup/respaldo --password-file /etc/respaldo/password
   respaldo init`,
 		Args: cobra.NoArgs,
@@ -85,8 +86,49 @@ func initialize(ctx context.Context, a *app) (done initialized, err error) {
 		}
 		done.PasswordFile = path
 	}
-	done.Repository, done.Created, err = a.createOrOpen(ctx, where)
+	if done.Repository, done.Created, err = a.createOrOpen(ctx, where); err == nil && done.ConfigFile == "" {
+		done.ConfigFile, err = a.completeConfig()
+	}
 	return done, err
+}
+
+// completeConfig adds the repository to a configuration that has none, and returns the file;
+// "" if there was nothing to add. It comes last, so that nothing need be taken back.
+func (a *app) completeConfig() (string, error) {
+	c, err := a.config()
+	if err != nil || c.Path == "" || a.flags.repository == "" || c.Repository.URL != "" {
+		return "", err
+	}
+	for _, name := range c.Names() {
+		if s, err := c.Server(name); err != nil || s.Repository.URL != "" {
+			return "", err
+		}
+	}
+	fail := func(err error) (string, error) {
+		return "", &respaldo.Error{Kind: respaldo.Failed, What: "the repository is there, but cannot be written into " + c.Path,
+			Hint: "set url and password_file in [repository] yourself", Err: err}
+	}
+	path, err := filepath.EvalSymlinks(c.Path)
+	if err != nil {
+		return fail(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return fail(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return fail(err)
+	}
+	temp := path + ".new"
+	os.Remove(temp)
+	if err := writeNew(temp, strings.TrimRight(string(text), "\n")+"\n\n"+a.repositorySection(), info.Mode().Perm()); err != nil {
+		return "", err
+	}
+	if err := os.Rename(temp, path); err != nil {
+		return fail(err)
+	}
+	return c.Path, nil
 }
 
 // createOrOpen creates the repository, or opens the one that is there with our password.
@@ -123,12 +165,17 @@ func (a *app) configPath() string {
 // firstConfig is the least that a configuration needs.
 func (a *app) firstConfig() string {
 	var text strings.Builder
-	fmt.Fprintf(&text, "# Written by respaldo init. All keys: respaldo's docs/configuration.md\nformat = 1\n\n[repository]\nurl = %q\n", absoluteURL(a.flags.repository))
-	if a.flags.passwordFile != "" {
-		fmt.Fprintf(&text, "password_file = %q\n", absolute(a.flags.passwordFile))
-	}
+	fmt.Fprintf(&text, "# Written by respaldo init. All keys: respaldo's docs/configuration.md\nformat = 1\n\n%s", a.repositorySection())
 	fmt.Fprintf(&text, "\n# What respaldo prune keeps.\n[keep]\nlast = 3\ndaily = 7\nweekly = 5\nmonthly = 12\n")
 	return text.String()
+}
+
+func (a *app) repositorySection() string {
+	text := fmt.Sprintf("[repository]\nurl = %q\n", absoluteURL(a.flags.repository))
+	if a.flags.passwordFile != "" {
+		text += fmt.Sprintf("password_file = %q\n", absolute(a.flags.passwordFile))
+	}
+	return text
 }
 
 func absoluteURL(url string) string {

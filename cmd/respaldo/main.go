@@ -31,6 +31,7 @@ func run(args []string, stdout, stderr io.Writer, extra ...func(*app) *cobra.Com
 	a := newApp(stdout, stderr)
 	ctx, signals := catchSignals(context.Background(), a)
 	defer signals.stop()
+	a.signals = signals
 
 	root := newRootCmd(a, extra...)
 	root.SetArgs(args)

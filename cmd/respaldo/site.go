@@ -17,12 +17,14 @@ import (
 )
 
 // site puts together what the stories need for the server that --server names.
-func (a *app) site() (*backup.Site, error) {
+func (a *app) site() (*backup.Site, error) { return a.siteOf(a.flags.server) }
+
+func (a *app) siteOf(name string) (*backup.Site, error) {
 	c, err := a.config()
 	if err != nil {
 		return nil, err
 	}
-	s, err := a.server()
+	s, err := a.serverOf(name)
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +46,9 @@ func (a *app) site() (*backup.Site, error) {
 		Lock: s.Lock, MaxLock: s.MaxLock, SnapshotBytes: s.SnapshotSize, Prove: s.Prove,
 		Keep: policyOf(s.Keep), KeepSnapshots: policyOf(s.KeepSnapshots),
 		PoolData: c.Thresholds.PoolData, PoolMetadata: c.Thresholds.PoolMetadata,
-		Run: runner.Local{Log: a.log}, Log: a.log, Report: a.progress(),
+		Hooks: backup.Hooks{Before: s.Hooks.Before, After: s.Hooks.After, OnFailure: s.Hooks.OnFailure, Timeout: s.Hooks.Timeout,
+			ExitCode: func(err error) int { return exitCode(err, a.signals.first()) }},
+		Run: runner.Local{Log: a.log}, Log: a.log, Report: a.progress(), Redact: a.secrets.redact,
 	}, nil
 }
 

@@ -28,12 +28,25 @@ type Made struct {
 // image; prove it; remove the snapshot, unless it is to stay. The backup becomes visible in
 // the repository only when it is saved and proved. An error leaves nothing behind, neither
 // here nor there; unless it came after that (made.Backup has an ID), about the snapshot.
+// How it went is remembered (Status), and the hooks are told.
 func (s *Site) Backup(ctx context.Context, request BackupRequest) (made Made, err error) {
-	op, err := s.begin(ctx, "backup")
+	started := time.Now()
+	made, err = s.backup(ctx, request)
+	s.noteEnd(started, made, err)
+	s.tellHooks(ctx, made, err)
+	return made, err
+}
+
+func (s *Site) backup(ctx context.Context, request BackupRequest) (made Made, err error) {
+	op, err := s.begin(ctx, operationBackup)
 	if err != nil {
 		return made, err
 	}
 	defer op.close(ctx, &err)
+	op.noteStart()
+	if err := op.before(ctx); err != nil {
+		return made, err
+	}
 
 	repository, err := s.Repository(ctx)
 	if err != nil {

@@ -62,9 +62,13 @@ type Site struct {
 	PoolData, PoolMetadata float64
 	LVMConfig              string
 
+	Hooks Hooks
+
 	Run    run.Runner
 	Log    *slog.Logger
 	Report Reporter
+	// Redact replaces secrets in what is written down or handed to others; nil: nothing does.
+	Redact func(string) string
 }
 
 func (s *Site) volumes() *volume.System {

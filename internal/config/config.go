@@ -32,6 +32,8 @@ type Config struct {
 	LVMConfig  string
 	Repository Repository
 	Thresholds Thresholds
+	// PrometheusFile is written after every backup and status; empty is none.
+	PrometheusFile string
 
 	servers map[string]Server
 }
@@ -67,10 +69,23 @@ type Server struct {
 	// Both or none.
 	Stop, Start []string
 
+	// MaxAge is how old the last proved backup may be before status calls it overdue.
+	MaxAge time.Duration
+
 	Repository Repository // the server's own, or the common one
 	Keep       Keep       // the server's own, or the common one
 	// KeepSnapshots is the same for snapshots that stay on this machine.
 	KeepSnapshots Keep
+	Hooks         Hooks // the server's own, or the common ones
+}
+
+// Hooks are programs, argv each, that are run before a backup, after one that succeeded and
+// after one that failed. Empty ones are not.
+type Hooks struct {
+	Before    []string
+	After     []string
+	OnFailure []string
+	Timeout   time.Duration // of each
 }
 
 // Keep says how many backups prune keeps, or how many snapshots stay, as "the last of each of the last n days" and so
@@ -88,6 +103,8 @@ type Keep struct {
 type Thresholds struct {
 	PoolData     float64
 	PoolMetadata float64
+	// Warn is the fill of a pool, a Btrfs filesystem or a kept snapshot that status warns of.
+	Warn float64
 }
 
 // Load reads the file at path, or where path is empty the one that RESPALDO_CONFIG names,
@@ -154,7 +171,7 @@ func defaults() Config {
 		StateDir:   "/var/lib/respaldo",
 		RunDir:     "/run/respaldo",
 		CacheDir:   "/var/cache/respaldo",
-		Thresholds: Thresholds{PoolData: 0.85, PoolMetadata: 0.80},
+		Thresholds: Thresholds{PoolData: 0.85, PoolMetadata: 0.80, Warn: 0.75},
 	}
 	if os.Geteuid() != 0 { // restoring and listing need no root; those folders do
 		home, _ := os.UserHomeDir()

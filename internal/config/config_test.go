@@ -101,7 +101,7 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, section := range []reflect.Type{reflect.TypeFor[document](), reflect.TypeFor[repositorySection](),
-		reflect.TypeFor[Keep](), reflect.TypeFor[thresholdSection](), reflect.TypeFor[serverSection]()} {
+		reflect.TypeFor[Keep](), reflect.TypeFor[thresholdSection](), reflect.TypeFor[hookSection](), reflect.TypeFor[serverSection]()} {
 		for key, value := range keysOf(section) {
 			assigned := regexp.MustCompile(`(?m)^` + key + ` = `)
 			switch value.Kind() {
@@ -123,7 +123,7 @@ func TestFullSampleShowsTheDefaults(t *testing.T) {
 	full, none := parsed(t, samples+"/full.toml"), load(t, write(t, "format = 1\n"))
 	a, _ := full.Server("main")
 	b, _ := none.Server("main")
-	if a.Lock != b.Lock || a.MaxLock != b.MaxLock || a.SnapshotSize != b.SnapshotSize || a.Prove != b.Prove || full.Thresholds != none.Thresholds {
+	if a.Lock != b.Lock || a.MaxLock != b.MaxLock || a.SnapshotSize != b.SnapshotSize || a.Prove != b.Prove || a.MaxAge != b.MaxAge || a.Hooks.Timeout != b.Hooks.Timeout || full.Thresholds != none.Thresholds {
 		t.Errorf("full.toml: %+v %+v\ndefaults:  %+v %+v", a, full.Thresholds, b, none.Thresholds)
 	}
 	if os.Geteuid() == 0 && (full.StateDir != none.StateDir || full.RunDir != none.RunDir || full.CacheDir != none.CacheDir) {

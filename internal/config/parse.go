@@ -25,10 +25,12 @@ type document struct {
 	RunDir     absolute                 `toml:"run_dir"`
 	CacheDir   absolute                 `toml:"cache_dir"`
 	LVMConfig  string                   `toml:"lvm_config"`
+	Prometheus absolute                 `toml:"prometheus_file"`
 	Repository *repositorySection       `toml:"repository"`
 	Keep       *Keep                    `toml:"keep"`
 	Snapshots  *Keep                    `toml:"keep_snapshots"`
 	Thresholds thresholdSection         `toml:"thresholds"`
+	Hooks      *hookSection             `toml:"hooks"`
 	Server     map[string]serverSection `toml:"server"`
 }
 
@@ -40,6 +42,14 @@ type repositorySection struct {
 type thresholdSection struct {
 	PoolData     float64 `toml:"pool_data"`
 	PoolMetadata float64 `toml:"pool_metadata"`
+	Warn         float64 `toml:"warn"`
+}
+
+type hookSection struct {
+	Before    []string `toml:"before"`
+	After     []string `toml:"after"`
+	OnFailure []string `toml:"on_failure"`
+	Timeout   duration `toml:"timeout"`
 }
 
 type serverSection struct {
@@ -55,9 +65,11 @@ type serverSection struct {
 	Mysqld       []string           `toml:"mysqld"`
 	Stop         []string           `toml:"stop"`
 	Start        []string           `toml:"start"`
+	MaxAge       duration           `toml:"max_age"`
 	Repository   *repositorySection `toml:"repository"`
 	Keep         *Keep              `toml:"keep"`
 	Snapshots    *Keep              `toml:"keep_snapshots"`
+	Hooks        *hookSection       `toml:"hooks"`
 }
 
 type (
@@ -151,13 +163,15 @@ func parse(path string, text []byte) (*Config, error) {
 	override(&c.LVMConfig, doc.LVMConfig)
 	override(&c.Thresholds.PoolData, doc.Thresholds.PoolData)
 	override(&c.Thresholds.PoolMetadata, doc.Thresholds.PoolMetadata)
+	override(&c.Thresholds.Warn, doc.Thresholds.Warn)
+	override(&c.PrometheusFile, doc.Prometheus)
 	c.Repository = doc.Repository.resolve(Repository{})
 	if len(doc.Server) == 0 {
 		doc.Server = map[string]serverSection{DefaultServer: {}}
 	}
 	c.servers = map[string]Server{}
 	for name, s := range doc.Server {
-		c.servers[name] = s.resolve(name, c.Repository, doc.Keep, doc.Snapshots)
+		c.servers[name] = s.resolve(name, c.Repository, doc)
 	}
 	return &c, nil
 }
@@ -177,7 +191,8 @@ func (r *repositorySection) resolve(common Repository) Repository {
 	return Repository{URL: r.URL, PasswordFile: string(r.PasswordFile)}
 }
 
-func (s serverSection) resolve(name string, repository Repository, keep, snapshots *Keep) Server {
+// resolve fills in what the document says for all servers.
+func (s serverSection) resolve(name string, repository Repository, common document) Server {
 	server := Server{
 		Name:         name,
 		DefaultsFile: string(s.DefaultsFile),
@@ -192,12 +207,15 @@ func (s serverSection) resolve(name string, repository Repository, keep, snapsho
 		Mysqld:       s.Mysqld,
 		Stop:         s.Stop,
 		Start:        s.Start,
+		MaxAge:       26 * time.Hour, // a night and a slow backup
 		Repository:   s.Repository.resolve(repository),
 	}
 	override(&server.Lock, s.Lock)
 	override(&server.MaxLock, s.MaxLock)
 	override(&server.Prove, s.Prove)
-	server.Keep, server.KeepSnapshots = s.Keep.resolve(keep), s.Snapshots.resolve(snapshots)
+	override(&server.MaxAge, s.MaxAge)
+	server.Keep, server.KeepSnapshots = s.Keep.resolve(common.Keep), s.Snapshots.resolve(common.Snapshots)
+	server.Hooks = s.Hooks.resolve(common.Hooks)
 	return server
 }
 
@@ -209,6 +227,18 @@ func (k *Keep) resolve(common *Keep) Keep {
 		return Keep{}
 	}
 	return *k
+}
+
+func (h *hookSection) resolve(common *hookSection) Hooks {
+	if h == nil {
+		h = common
+	}
+	hooks := Hooks{Timeout: 5 * time.Minute}
+	if h != nil {
+		hooks.Before, hooks.After, hooks.OnFailure = h.Before, h.After, h.OnFailure
+		override(&hooks.Timeout, h.Timeout)
+	}
+	return hooks
 }
 
 // checkFormat comes before everything else: a file of a newer format may well have keys
@@ -245,10 +275,13 @@ func (d *document) validate(path string) error {
 	if err := d.Snapshots.validate(); err != nil {
 		return wrong("[keep_snapshots]", "%v", err)
 	}
-	for key, value := range map[string]float64{"pool_data": d.Thresholds.PoolData, "pool_metadata": d.Thresholds.PoolMetadata} {
+	for key, value := range map[string]float64{"pool_data": d.Thresholds.PoolData, "pool_metadata": d.Thresholds.PoolMetadata, "warn": d.Thresholds.Warn} {
 		if value < 0 || value > 1 {
 			return wrong("[thresholds] "+key, "%v is not between 0 and 1", value)
 		}
+	}
+	if err := d.Hooks.validate(); err != nil {
+		return wrong("[hooks]", "%v", err)
 	}
 	for _, name := range slices.Sorted(maps.Keys(d.Server)) {
 		section, s := "[server."+name+"]", d.Server[name]
@@ -261,7 +294,7 @@ func (d *document) validate(path string) error {
 		if s.Port < 0 || s.Port > 65535 {
 			return wrong(section+" port", "%d is no TCP port", s.Port)
 		}
-		if s.Mysqld != nil && (len(s.Mysqld) == 0 || !filepath.IsAbs(s.Mysqld[0])) {
+		if !isProgram(s.Mysqld) {
 			return wrong(section+" mysqld", "it must begin with the absolute path of a program")
 		}
 		if (len(s.Stop) == 0) != (len(s.Start) == 0) {
@@ -276,6 +309,9 @@ func (d *document) validate(path string) error {
 		if err := s.Snapshots.validate(); err != nil {
 			return wrong("[server."+name+".keep_snapshots]", "%v", err)
 		}
+		if err := s.Hooks.validate(); err != nil {
+			return wrong("[server."+name+".hooks]", "%v", err)
+		}
 	}
 	return nil
 }
@@ -283,6 +319,23 @@ func (d *document) validate(path string) error {
 func (r *repositorySection) validate() error {
 	if r != nil && r.URL == "" {
 		return errors.New("url is missing")
+	}
+	return nil
+}
+
+// isProgram tells that an argv, if given, names its program beyond doubt.
+func isProgram(argv []string) bool {
+	return argv == nil || len(argv) > 0 && filepath.IsAbs(argv[0])
+}
+
+func (h *hookSection) validate() error {
+	if h == nil {
+		return nil
+	}
+	for key, argv := range map[string][]string{"before": h.Before, "after": h.After, "on_failure": h.OnFailure} {
+		if !isProgram(argv) {
+			return fmt.Errorf("%s: it must begin with the absolute path of a program", key)
+		}
 	}
 	return nil
 }

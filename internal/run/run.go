@@ -20,10 +20,13 @@ import (
 
 // Cmd is one call of an external program.
 type Cmd struct {
-	Argv  []string
-	Env   []string // added to ours; LC_ALL=C is always set
-	Dir   string
-	Stdin io.Reader
+	Argv []string
+	Env  []string // added to ours; LC_ALL=C is always set
+	// Reserved programs are not ours: they get Env and what any program needs (PATH, HOME…),
+	// and nothing else of our environment, which may hold passwords.
+	Reserved bool
+	Dir      string
+	Stdin    io.Reader
 	// Stdout, if set, receives the output instead of Result.Stdout. Commands that
 	// print much (dumps) want it.
 	Stdout io.Writer
@@ -110,7 +113,7 @@ func (l Local) Run(ctx context.Context, c Cmd) (Result, error) {
 	cmd := exec.CommandContext(bound, program(c.Argv[0]), c.Argv[1:]...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
-	cmd.Env = append(append(os.Environ(), "LC_ALL=C", "LVM_SUPPRESS_FD_WARNINGS=1"), c.Env...)
+	cmd.Env = append(c.inherits(), c.Env...)
 	cmd.Dir = c.Dir
 	cmd.Stdin = c.Stdin
 	var stdout, stderr bytes.Buffer
@@ -141,6 +144,21 @@ func (l Local) Run(ctx context.Context, c Cmd) (Result, error) {
 	err = l.judge(ctx, c, r, err)
 	l.log(c, r, err)
 	return r, err
+}
+
+// ordinary are the variables that any program may need and nobody keeps a secret in.
+var ordinary = []string{"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TERM", "TMPDIR", "RESPALDO_CONFIG"}
+
+func (c Cmd) inherits() (env []string) {
+	if !c.Reserved {
+		return append(os.Environ(), "LC_ALL=C", "LVM_SUPPRESS_FD_WARNINGS=1")
+	}
+	for _, name := range ordinary {
+		if value, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
 }
 
 // program finds a program also where administrators' programs lie: cron and su start us
