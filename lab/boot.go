@@ -45,8 +45,8 @@ type Spec struct {
 	// every new device, LVM waits for it with the distribution's lvm.conf. The job runs when
 	// the machine is up, and the guest is shut down in order afterwards.
 	Systemd bool
-	// Root, if its Path is set, holds what the guest writes to its root: a second guest with
-	// the same is the first one, booted again. Otherwise that is in memory.
+	// Root holds what the guest writes to its root: a second guest with the same is the first
+	// one, booted again. That is in memory if it is left out.
 	Root Disk
 	// Terminal makes the console this process's own terminal, for an interactive session.
 	Terminal bool
@@ -142,8 +142,12 @@ func (g *Guest) start(ctx context.Context, img image, t tools) error {
 		}
 		args = append(args, fmt.Sprintf("ubd%d=%s", i+1, path))
 	}
-	if path := g.spec.Root.Path; path != "" {
-		if err := makeRoot(ctx, g.spec.Root); err != nil {
+	if root := g.spec.Root; root != (Disk{}) {
+		path := root.Path
+		if path == "" {
+			path = filepath.Join(g.dir, "disk-root")
+		}
+		if err := makeRoot(ctx, path, root.Bytes); err != nil {
 			return err
 		}
 		letter := len(g.spec.Disks) + 1

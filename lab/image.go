@@ -262,11 +262,11 @@ func makeImage(ctx context.Context, root, path string) error {
 }
 
 // makeRoot makes the filesystem that holds what a guest writes to its root, unless it is there.
-func makeRoot(ctx context.Context, d Disk) error {
-	if _, err := os.Stat(d.Path); !errors.Is(err, fs.ErrNotExist) {
+func makeRoot(ctx context.Context, path string, bytes int64) error {
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return command(ctx, sbin("mke2fs"), "-q", "-t", "ext4", "-E", "root_owner=0:0,nodiscard", "-m", "0", d.Path, fmt.Sprintf("%dk", d.Bytes>>10))
+	return command(ctx, sbin("mke2fs"), "-q", "-t", "ext4", "-E", "root_owner=0:0,nodiscard", "-m", "0", path, fmt.Sprintf("%dk", bytes>>10))
 }
 
 func command(ctx context.Context, program string, args ...string) error {

@@ -35,7 +35,7 @@ ProtectSystem=full
 ProtectHome=true
 PermissionsStartOnly=true
 ExecStartPre=/usr/bin/install -m 755 -o mysql -g root -d /var/run/mysqld
-ExecStart=PROGRAM $MYSQLD_OPTS
+ExecStart=/usr/sbin/mariadbd $MYSQLD_OPTS
 KillSignal=SIGTERM
 SendSIGKILL=no
 Restart=on-abnormal
@@ -44,6 +44,25 @@ UMask=007
 TimeoutStartSec=900
 TimeoutStopSec=900
 `
+
+// InstallPrograms puts a server's programs where a package would.
+func InstallPrograms(t T, server string) {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Dir(servers.Binary(server, "mysqld")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		path := filepath.Join("/usr/bin", e.Name())
+		if strings.HasSuffix(path, "d") { // mysqld, mariadbd
+			path = filepath.Join("/usr/sbin", e.Name())
+		}
+		script := "#!/bin/sh\nexec " + servers.Binary(server, e.Name()) + ` "$@"` + "\n"
+		if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
 
 // InstallUnit sets MariaDB up as Debian's package does, with its binlogs on, and starts it by
 // systemctl. Nothing goes away at the end of the test: the guest does.
@@ -55,16 +74,17 @@ func InstallUnit(t T) *Server {
 		t.Fatal(err)
 	}
 	Chown(t, unitData)
+	InstallPrograms(t, UnitServer)
 	options := "[mysqld]\npid-file = /run/mysqld/mysqld.pid\nbind-address = 127.0.0.1\nlog_bin = mysql-bin\nserver-id = 1\n" +
 		"innodb-buffer-pool-size = 64M\nloose-innodb-buffer-pool-size-max = 256M\nperformance-schema = OFF\n"
 	for _, option := range servers.Options(UnitServer) {
 		options += strings.TrimPrefix(option, "--") + "\n"
 	}
 	for path, text := range map[string]string{
-		"/etc/mysql/mariadb.cnf": "[client-server]\nsocket = " + unitSocket + "\n!includedir /etc/mysql/conf.d/\n!includedir /etc/mysql/mariadb.conf.d/\n",
+		"/etc/mysql/mariadb.cnf":                  "[client-server]\nsocket = " + unitSocket + "\n!includedir /etc/mysql/conf.d/\n!includedir /etc/mysql/mariadb.conf.d/\n",
 		"/etc/mysql/mariadb.conf.d/50-server.cnf": options,
 		"/etc/mysql/conf.d/mysql.cnf":             "[mysql]\n",
-		"/lib/systemd/system/" + Unit:             strings.ReplaceAll(unitFile, "PROGRAM", servers.Binary(UnitServer, "mariadbd")),
+		"/lib/systemd/system/" + Unit:             unitFile,
 		"/root/.my.cnf":                           "[client]\nuser = root\nsocket = " + unitSocket + "\n",
 	} {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
