@@ -86,6 +86,9 @@ func (s *Site) begin(ctx context.Context, name string) (*operation, error) {
 	if left := swept.summary(); left != "" {
 		s.Report.Warn("an earlier operation had ended abruptly; cleaned up " + left)
 	}
+	for _, line := range swept.Rollbacks {
+		s.Report.Warn(line)
+	}
 	for _, dir := range swept.Incomplete {
 		s.Report.Warn(dir + " holds an incomplete restore: run that again, or delete the directory")
 	}
