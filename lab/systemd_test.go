@@ -4,6 +4,7 @@ package lab_test
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -15,15 +16,19 @@ import (
 // finds the disks and the root as the first one has left them.
 func TestSystemd(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	spec := lab.Spec{Systemd: true, Respaldo: true, Memory: 1536, Deadline: 10 * time.Minute, Root: lab.Disk{Path: filepath.Join(dir, "root"), Bytes: 2 << 30}}
-	for i, d := range twoDisks {
-		spec.Disks = append(spec.Disks, lab.Disk{Path: filepath.Join(dir, fmt.Sprint("disk", i)), Bytes: d.Bytes})
+	kinds := []string{"thick"}
+	if os.Getenv(lab.SoakEnv) != "" {
+		kinds = []string{"thick", "thin", "btrfs"}
 	}
-	for boot := range 2 {
-		t.Run(fmt.Sprint("boot ", boot), func(t *testing.T) {
-			spec.Env = []string{fmt.Sprint("LAB_BOOT=", boot)}
-			lab.RunTests(t, spec, "./cmd/respaldo", "^TestSystemd$")
-		})
+	for _, kind := range kinds {
+		dir := t.TempDir()
+		spec := lab.Spec{Name: "systemd", Systemd: true, Respaldo: true, Memory: 1536, Deadline: 10 * time.Minute,
+			Root: lab.Disk{Path: filepath.Join(dir, "root"), Bytes: 2 << 30}, Disks: []lab.Disk{{Path: filepath.Join(dir, "disk"), Bytes: 4 << 30}}}
+		for boot := range 2 {
+			t.Run(fmt.Sprintf("%s/%d", kind, boot), func(t *testing.T) {
+				spec.Env = []string{"LAB_KIND=" + kind, fmt.Sprint("LAB_BOOT=", boot)}
+				lab.RunTests(t, spec, "./cmd/respaldo", "^TestSystemd$")
+			})
+		}
 	}
 }
