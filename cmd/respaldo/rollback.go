@@ -14,7 +14,7 @@ import (
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/backup"
-	"github.com/respaldo-backup/respaldo/internal/run"
+	runner "github.com/respaldo-backup/respaldo/internal/run"
 )
 
 func newRollbackCmd(a *app) *cobra.Command {
@@ -179,8 +179,8 @@ func showReplay(p *page, done backup.RolledBack) {
 		words = append(words, fmt.Sprintf("--start-position=%d", done.Plan.Lost.From.Position))
 	}
 	for _, name := range done.Saved {
-		words = append(words, run.Quote(name))
+		words = append(words, runner.Quote(name))
 	}
 	p.printf("\nThe binlogs since the snapshot are in %s. What was lost is looked through, and piped into\nthe client as far as it is wanted (--stop-position, --stop-datetime), with\n", done.Plan.SaveTo)
-	io.WriteString(p, "  cd "+run.Quote(done.Plan.SaveTo)+" && "+strings.Join(words, " ")+"\n")
+	io.WriteString(p, "  cd "+runner.Quote(done.Plan.SaveTo)+" && "+strings.Join(words, " ")+"\n")
 }
