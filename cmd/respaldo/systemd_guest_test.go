@@ -60,7 +60,8 @@ func (s *stand) rolledBack(t *testing.T) {
 	sums := guest.Checksums(t, s.server.DB)
 	name := s.take().Snapshot.Name
 	s.server.Exec(t, "UPDATE shop.customers SET name='nobody'", "DROP TABLE shop.notes", "CREATE DATABASE blog")
-	o := s.ok("rollback", name, "--yes")
+	o := s.run(nil, "rollback", name, "--yes")
+	t.Log(guest.Run(t, "sh", "-c", "cat /var/lib/mysql/mysql-bin.index; ls -l /var/lib/mysql; mysql -e 'show binary logs; show variables like \"log_bin%\"'; findmnt; cat /root/.respaldo* /var/lib/respaldo/snapshots/*.json | head -c 3000; journalctl --no-pager -o cat -u mariadb | tail -30"))
 	t.Log(o.stdout, o.stderr)
 	if now := guest.Checksums(t, s.server.DB); !maps.Equal(now, sums) {
 		t.Errorf("rolled back to %v, not %v", now, sums)
