@@ -16,9 +16,9 @@ import (
 // finds the disks and the root as the first one has left them.
 func TestSystemd(t *testing.T) {
 	t.Parallel()
-	kinds := []string{"thick"}
+	kinds := []string{"lvm-thin"}
 	if os.Getenv(lab.SoakEnv) != "" {
-		kinds = []string{"thick", "thin", "btrfs"}
+		kinds = []string{"lvm-thin", "lvm-thick", "btrfs"}
 	}
 	for _, kind := range kinds {
 		dir := t.TempDir()

@@ -7,6 +7,6 @@ func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		newCheckCmd(a), newBackupCmd(a), newSnapshotCmd(a),
 		newListCmd(a), newShowCmd(a), newRestoreCmd(a), newRollbackCmd(a),
-		newInitCmd(a), newVerifyCmd(a), newPruneCmd(a), newCleanupCmd(a),
+		newInitCmd(a), newPrepareCmd(a), newVerifyCmd(a), newPruneCmd(a), newCleanupCmd(a),
 	}
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"maps"
 	"os"
@@ -14,91 +15,126 @@ import (
 )
 
 // TestSystemd runs where systemd is the first process and udevd opens every device that
-// appears or was written to, as on a real host. The server is a unit of systemd.
+// appears, as on a real host. The server is a unit, as a package sets it up; its data moves
+// from the root to a volume, which goes back to a snapshot and comes up again at the next boot.
 func TestSystemd(t *testing.T) {
-	kind := os.Getenv("LAB_KIND")
-	s := &stand{t: t, whole: t, dir: "/srv/stand", config: "/etc/respaldo/respaldo.toml", before: guest.Look(t)}
+	h := &machine{stand: &stand{t: t, whole: t, dir: "/srv/stand", config: "/etc/respaldo/respaldo.toml"}, kind: os.Getenv("LAB_KIND")}
 	if os.Getenv("LAB_BOOT") == "0" {
-		s.installed(t)
-		s.byHand(t, kind)
-		s.besideUdev(t)
-		s.rolledBack(t)
+		h.install(t)
+		h.prepare(t)
+		h.besideUdev(t)
+		h.rollBack(t)
 		return
 	}
-	s.rebooted(t)
+	h.afterReboot(t)
 }
 
-// installed sets the server up as a package does, with data.
-func (s *stand) installed(t *testing.T) {
-	s.server = guest.InstallUnit(t)
-	guest.Configure(t, filepath.Dir(s.config), s.server, s.dir+"/repository", `max_lock = "20s"`)
-	s.server.Exec(t, "CREATE DATABASE shop", "CREATE TABLE shop.customers (id INT PRIMARY KEY, name VARCHAR(100)) ENGINE=InnoDB",
+// machine is a stand in which systemd stops and starts the server.
+type machine struct {
+	*stand
+	kind string // as for prepare --kind
+}
+
+const sumsFile = "/srv/stand/sums.json"
+
+func (h *machine) install(t *testing.T) {
+	h.server = guest.InstallUnit(t)
+	guest.Configure(t, filepath.Dir(h.config), h.server, h.dir+"/repository", `max_lock = "20s"`)
+	h.server.Exec(t, "CREATE DATABASE shop",
+		"CREATE TABLE shop.customers (id INT PRIMARY KEY, name VARCHAR(100)) ENGINE=InnoDB",
 		"CREATE TABLE shop.notes (id INT PRIMARY KEY, note TEXT) ENGINE=MyISAM",
 		"INSERT INTO shop.customers SELECT seq, CONCAT('customer ', seq) FROM shop.seq_1_to_2000",
 		"INSERT INTO shop.notes VALUES (1, 'not transactional')")
-	s.ok("init")
+	h.ok("init")
 }
 
-func (s *stand) byHand(t *testing.T, kind string) {
-	guest.Run(t, "systemctl", "stop", "mariadb")
-	guest.Run(t, "pvcreate", "-qq", "/dev/ubdb")
-	guest.Run(t, "vgcreate", "-qq", "vg0", "/dev/ubdb")
-	if kind == "thin" {
-		guest.Run(t, "lvcreate", "-qq", "--type", "thin-pool", "-L", "2g", "-n", "pool", "vg0")
-		guest.Run(t, "lvcreate", "-qq", "-V", "1g", "--thinpool", "pool", "-n", "mysql", "vg0")
-	} else {
-		guest.Run(t, "lvcreate", "-qq", "-L", "1g", "-n", "mysql", "vg0")
+// prepare moves the data directory onto a volume; the server is up all but a moment.
+func (h *machine) prepare(t *testing.T) {
+	sums, pid := guest.Checksums(t, h.server.DB), h.mainPID()
+	h.ok("prepare", "--device", guest.Disk(0), "--kind", h.kind, "--yes")
+	if now := guest.Checksums(t, h.server.DB); !maps.Equal(now, sums) {
+		t.Errorf("the tables were %v and are %v", sums, now)
 	}
-	guest.Run(t, "mkfs.ext4", "-q", "/dev/vg0/mysql")
-	guest.Run(t, "mv", "/var/lib/mysql", "/var/lib/mysql.old")
-	guest.Run(t, "mkdir", "/var/lib/mysql")
-	guest.Run(t, "sh", "-c", "echo '/dev/vg0/mysql /var/lib/mysql ext4 defaults 0 2' >>/etc/fstab; systemctl daemon-reload; mount /var/lib/mysql")
-	guest.Run(t, "sh", "-c", "cp -a /var/lib/mysql.old/. /var/lib/mysql/; rmdir /var/lib/mysql/lost+found; systemctl start mariadb")
+	if h.mainPID() == pid {
+		t.Error("the server was not restarted, or not by systemd")
+	}
 }
 
-func (s *stand) rolledBack(t *testing.T) {
-	sums := guest.Checksums(t, s.server.DB)
-	name := s.take().Snapshot.Name
-	s.server.Exec(t, "UPDATE shop.customers SET name='nobody'", "DROP TABLE shop.notes", "CREATE DATABASE blog")
-	o := s.run(nil, "rollback", name, "--yes")
-	t.Log(guest.Run(t, "sh", "-c", "cat /var/lib/mysql/mysql-bin.index; ls -l /var/lib/mysql; mysql -e 'show binary logs; show variables like \"log_bin%\"'; findmnt; cat /root/.respaldo* /var/lib/respaldo/snapshots/*.json | head -c 3000; journalctl --no-pager -o cat -u mariadb | tail -30"))
-	t.Log(o.stdout, o.stderr)
-	if now := guest.Checksums(t, s.server.DB); !maps.Equal(now, sums) {
-		t.Errorf("rolled back to %v, not %v", now, sums)
-	}
-	guest.Run(t, "systemctl", "is-active", "mariadb")
-	t.Log(guest.Run(t, "lvs", "-a"), guest.Run(t, "findmnt", "/var/lib/mysql"), guest.Run(t, "systemctl", "--no-pager", "list-units", "--failed", "--all"))
+// mainPID is that of the unit's server: 0 if it does not run.
+func (h *machine) mainPID() string {
+	h.t.Helper()
+	return strings.TrimSpace(guest.Run(h.t, "systemctl", "show", "--property=MainPID", "--value", guest.Unit))
 }
 
-func (s *stand) rebooted(t *testing.T) {
-	s.server = guest.OpenUnit(t)
-	t.Log(guest.Run(t, "lvs", "-a"), guest.Run(t, "findmnt", "/var/lib/mysql"))
-	t.Log(guest.Checksums(t, s.server.DB))
-	for _, k := range s.snapshots() {
-		s.ok("snapshot", "remove", k.Snapshot.Name)
+func (h *machine) rollBack(t *testing.T) {
+	sums := guest.Checksums(t, h.server.DB)
+	name := h.take().Snapshot.Name
+	h.server.Exec(t, "UPDATE shop.customers SET name = 'nobody'", "DROP TABLE shop.notes", "CREATE DATABASE blog")
+	h.ok("rollback", name, "--yes")
+	if now := guest.Checksums(t, h.server.DB); !maps.Equal(now, sums) {
+		t.Errorf("rolled back to %v, at the snapshot %v", now, sums)
 	}
-	t.Log(guest.Run(t, "lvs", "-a"), guest.Run(t, "dmsetup", "ls"))
+	if pid := h.mainPID(); pid == "0" {
+		t.Error("systemd does not run the server")
+	}
+	if failed := guest.Run(t, "systemctl", "list-units", "--failed", "--no-legend", "--plain"); failed != "" {
+		t.Errorf("units that failed:\n%s", failed)
+	}
+	h.server.Exec(t, "INSERT INTO shop.notes VALUES (2, 'after the rollback')")
+	text, err := json.Marshal(guest.Checksums(t, h.server.DB))
+	if err == nil {
+		err = os.WriteFile(sumsFile, text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// afterReboot finds the server up on its volume, mounted by fstab, and removes all snapshots.
+func (h *machine) afterReboot(t *testing.T) {
+	var sums map[string]string
+	text, err := os.ReadFile(sumsFile)
+	if err == nil {
+		err = json.Unmarshal(text, &sums)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.server = guest.OpenUnit(t)
+	if now := guest.Checksums(t, h.server.DB); !maps.Equal(now, sums) {
+		t.Errorf("after the reboot %v, before it %v", now, sums)
+	}
+	for _, k := range h.snapshots() {
+		h.ok("snapshot", "remove", k.Snapshot.Name)
+	}
+	h.ok("check")
+	guest.Run(t, "udevadm", "settle")
+	for _, left := range []string{guest.Run(t, "lvs", "--noheadings", "-o", "name", "--select", "lv_tags=respaldo"), guest.Run(t, "dmsetup", "ls")} {
+		if strings.Contains(left, "respaldo") {
+			t.Errorf("snapshots are left:\n%s", left)
+		}
+	}
 }
 
 // besideUdev takes and removes snapshots while others look at the devices that appear.
-func (s *stand) besideUdev(t *testing.T) {
+func (h *machine) besideUdev(t *testing.T) {
 	before := guest.Look(t)
 	rounds := 1
 	if os.Getenv("RESPALDO_SOAK") != "" {
 		rounds = 20
 	}
 	for range rounds {
-		name := s.take("--ttl", "1h").Snapshot.Name
+		name := h.take("--ttl", "1h").Snapshot.Name
 		guest.Run(t, "udevadm", "trigger", "--subsystem-match=block") // udev opens every disk, while
-		s.ok("snapshot", "remove", name)
+		h.ok("snapshot", "remove", name)
 	}
 	held := curious(t)
-	name := s.take("--ttl", "1h").Snapshot.Name
-	if os.Getenv("LAB_KIND") != "btrfs" {
+	name := h.take("--ttl", "1h").Snapshot.Name
+	if h.kind != "btrfs" {
 		guest.Eventually(t, testLimit, func() error { return held(name) })
 	}
-	s.ok("snapshot", "remove", name)
-	s.backup()
+	h.ok("snapshot", "remove", name)
+	h.backup()
 	guest.Run(t, "udevadm", "settle")
 	before.NothingLeft(t, "/sbin/dmeventd") // which the first snapshot started
 }

@@ -41,7 +41,7 @@ type rollback struct {
 type phase string
 
 const (
-	preparing phase = "preparing" // the server runs on, if it did
+	stillUp   phase = "preparing" // the server runs on, if it did
 	stopping  phase = "stopping"  // it may not
 	switching phase = "switching" // the volume may be another
 )
@@ -49,7 +49,7 @@ const (
 const attrRollback = "rollback"
 
 func (op *operation) beginRollback(p *RollbackPlan) (*rollback, error) {
-	r := &rollback{Phase: preparing, Way: *p.way, Mounted: p.mounted, DataDir: p.manifest.Layout.DataDir, Running: p.Running, SaveTo: p.SaveTo,
+	r := &rollback{Phase: stillUp, Way: *p.way, Mounted: p.mounted, DataDir: p.manifest.Layout.DataDir, Running: p.Running, SaveTo: p.SaveTo,
 		Service: host.Commands{Stop: p.service.StopCommand(), Start: p.service.StartCommand()}}
 	if p.Running {
 		r.PID, r.Started = p.facts.Process.PID, p.facts.Process.Started
@@ -122,7 +122,7 @@ func (op *operation) settleRollback(ctx context.Context, r *rollback) (forward b
 		}
 		return true, op.startIfStopped(ctx, r), nil
 	}
-	if r.Phase != preparing {
+	if r.Phase != stillUp {
 		if err := op.volumes.MountAgain(ctx, r.Mounted); err != nil {
 			return false, nil, err
 		}
@@ -213,10 +213,10 @@ func (op *operation) stopServer(ctx context.Context, p *RollbackPlan, r *rollbac
 }
 
 // shutdownPatience is how long a server that was told to stop is waited for before it is
-// started again; and startPatience how long it may recover before it answers.
+// started again; and recoverPatience how long it may recover before it answers.
 const (
 	shutdownPatience = 10 * time.Minute
-	startPatience    = 30 * time.Minute
+	recoverPatience  = 30 * time.Minute
 )
 
 // startIfStopped starts a server that we have stopped, or were about to.
@@ -259,7 +259,7 @@ func (op *operation) startServer(ctx context.Context, r *rollback) error {
 			ledger.Point("rollback.started")
 			return nil
 		}
-		late := time.Since(begun) > startPatience || time.Since(begun) > time.Minute && refuseOpen(r.DataDir) == nil
+		late := time.Since(begun) > recoverPatience || time.Since(begun) > time.Minute && refuseOpen(r.DataDir) == nil
 		if late || ctx.Err() != nil {
 			return op.notStarted(r, err)
 		}

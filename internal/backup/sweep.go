@@ -113,11 +113,14 @@ func (op *operation) sweep(ctx context.Context) (swept Swept, err error) {
 func (op *operation) resumeVolumes(ctx context.Context, entries []ledger.Entry) error {
 	var failed error
 	for _, e := range entries {
-		if e.Kind != kindSnapshot {
+		if e.Kind != kindSnapshot && e.Kind != kindMaking {
 			continue
 		}
 		if err := waitForExit(ctx, e); err != nil {
 			return err
+		}
+		if e.Kind == kindMaking {
+			continue // it suspends nothing that anybody uses
 		}
 		failed = joinErrors(failed, op.volumes.ResumeSuspended(ctx, volumeOf(e)))
 	}

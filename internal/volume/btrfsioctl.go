@@ -19,6 +19,7 @@ const (
 	btrfsTopLevel  = 5   // BTRFS_FS_TREE_OBJECTID
 
 	iocSnapCreateV2   = 0x50009417
+	iocSubvolCreate   = 0x5000940e
 	iocSnapDestroy    = 0x5000940f
 	iocSpaceInfo      = 0xc0109414
 	iocDevInfo        = 0xd000941e
