@@ -56,7 +56,7 @@ func (d *demo) tenSteps() {
 	d.do("respaldo", "stop")
 
 	d.say("6. A dump from the snapshot; the first server does not notice:")
-	d.do("respaldo", "dump", s.snapshot, "--databases", "shop", "--output", "/root/shop.sql.zst")
+	d.do("respaldo", "dump", s.snapshot, "--databases", "shop", "--to", "/root/shop.sql.zst")
 	d.do("ls", "-l", "/root/shop.sql.zst")
 
 	d.say("7. The other machine gets a copy with a server on it: not even the disk is shared.")
@@ -87,6 +87,8 @@ func (d *demo) value(field, text string) string {
 	return found[1]
 }
 
+var snapshotName = regexp.MustCompile(`(?m)^respaldo-main-\S+`)
+
 var checksum = regexp.MustCompile(`(shop\.\w+)[\s|]+(\d+|NULL)`)
 
 // compare asks a client for the checksums of the shop's tables.
@@ -103,8 +105,9 @@ func (s *steps) compare(where string, client ...string) {
 }
 
 func (s *steps) removeAll() {
-	s.do("respaldo", "snapshot", "list")
-	s.do("respaldo", "snapshot", "remove", s.snapshot)
+	for _, name := range snapshotName.FindAllString(s.do("respaldo", "snapshot", "list"), -1) {
+		s.do("respaldo", "snapshot", "remove", name)
+	}
 }
 
 // verdict shows all checksums side by side: only the change may differ from the snapshot.

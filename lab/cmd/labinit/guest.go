@@ -88,8 +88,8 @@ func setUp(dir, disk string) error {
 			return err
 		}
 	}
-	err = mountAll(
-		mount{"overlay", "/new", "overlay", 0, "lowerdir=/image,upperdir=/rw/upper,workdir=/rw/work"},
+	err = mountAll( // redirect_dir: without it, the image's directories could not be renamed
+		mount{"overlay", "/new", "overlay", 0, "lowerdir=/image,upperdir=/rw/upper,workdir=/rw/work,redirect_dir=on"},
 		mount{"/dev", "/new/dev", "", unix.MS_MOVE, ""},
 		mount{"/proc", "/new/proc", "", unix.MS_MOVE, ""},
 	)
