@@ -41,6 +41,13 @@ type Spec struct {
 	// guest goes on meanwhile. It may call Kill.
 	OnLine   func(line string)
 	StockLVM bool // with the distribution's lvm.conf, instead of one that waits for nothing
+	// Systemd boots the guest as a real host is: systemd is its first process, udevd opens
+	// every new device, LVM waits for it with the distribution's lvm.conf. The job runs when
+	// the machine is up, and the guest is shut down in order afterwards.
+	Systemd bool
+	// Root holds what the guest writes to its root: a second guest with the same is the first
+	// one, booted again. That is in memory if it is left out.
+	Root Disk
 	// Terminal makes the console this process's own terminal, for an interactive session.
 	Terminal bool
 	Respaldo bool  // build the program, with crash points, and put it on the guest's PATH
@@ -111,7 +118,7 @@ func Boot(ctx context.Context, spec Spec) (*Guest, error) {
 
 func (g *Guest) start(ctx context.Context, img image, t tools) error {
 	j := job.Job{
-		Name: g.spec.Name, Argv: g.spec.Argv, Env: g.spec.Env, Dir: g.spec.Dir, StockLVM: g.spec.StockLVM,
+		Name: g.spec.Name, Argv: g.spec.Argv, Env: g.spec.Env, Dir: g.spec.Dir, StockLVM: g.spec.StockLVM || g.spec.Systemd, Systemd: g.spec.Systemd,
 		Mounts: []job.Mount{{Host: servers.Cache(), Guest: "/cache"}, {Host: t.dir, Guest: "/opt/lab"}, {Host: t.module, Guest: "/src"}},
 	}
 	if j.Dir == "" {
@@ -125,12 +132,26 @@ func (g *Guest) start(ctx context.Context, img image, t tools) error {
 	args := []string{"keep", img.kernel, "mem=" + strconv.Itoa(g.spec.Memory) + "M", "ubd0r=" + img.root, "initrd=" + t.initrd,
 		"quiet", "loglevel=3", "seccomp=auto", "noreboot", "selinux=0", "panic=1", "umid=" + filepath.Base(g.dir), "uml_dir=" + sockets + "/", job.DirArg + "=" + g.dir,
 		"con=null", "ssl=null"}
+	if g.spec.Systemd {
+		args = append(args, "systemd.unit="+jobUnit, "systemd.show_status=0", "systemd.hostname="+g.spec.Name)
+	}
 	for i, d := range g.spec.Disks {
 		path, err := g.disk(i, d)
 		if err != nil {
 			return err
 		}
 		args = append(args, fmt.Sprintf("ubd%d=%s", i+1, path))
+	}
+	if root := g.spec.Root; root != (Disk{}) {
+		path := root.Path
+		if path == "" {
+			path = filepath.Join(g.dir, "disk-root")
+		}
+		if err := makeRoot(ctx, path, root.Bytes); err != nil {
+			return err
+		}
+		letter := len(g.spec.Disks) + 1
+		args = append(args, fmt.Sprintf("ubd%d=%s", letter, path), fmt.Sprintf("%s=/dev/ubd%c", job.RootArg, 'a'+letter))
 	}
 	g.cmd = exec.Command(t.keeper, args...)
 	g.cmd.Dir = filepath.Dir(img.kernel)

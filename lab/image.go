@@ -20,16 +20,17 @@ import (
 const release = "bookworm"
 
 // imageLayout is raised when the way of making the image changes.
-const imageLayout = "4"
+const imageLayout = "5"
 
 // packages is the guest's whole system, dependencies named: resolving them would pull in
-// an init system and other things that only maintainer scripts could set up.
+// things that only maintainer scripts could set up.
 var packages = strings.Fields(`
 base-files base-passwd bash busybox-static coreutils dash debianutils diffutils e2fsprogs findutils grep gzip
 hostname iproute2 iputils-ping kmod less libc-bin libcap2-bin login mawk mount ncurses-base openssh-client
 openssh-server openssh-sftp-server passwd procps psmisc rsync sed socat sysvinit-utils tar udev util-linux
 util-linux-extra zstd
 lvm2 dmsetup dmeventd thin-provisioning-tools btrfs-progs xfsprogs logsave
+systemd libsystemd-shared libapparmor1 libargon2-1 libcryptsetup12 libfdisk1 libip4tc2 libjson-c5 libp11-kit0 libseccomp2
 libacl1 libaio1 libattr1 libaudit-common libaudit1 libblkid1 libbpf1 libbsd0 libbz2-1.0 libc6 libcap-ng0 libcap2
 libcbor0.8 libcom-err2 libcrypt1 libdb5.3 libdebconfclient0 libdevmapper-event1.02.1 libdevmapper1.02.1 libedit2
 libelf1 libexpat1 libext2fs2 libffi8 libfido2-1 libgcc-s1 libgcrypt20 libgdbm-compat4 libgdbm6 libgmp10
@@ -40,10 +41,11 @@ libselinux1 libsemanage-common libsemanage2 libsepol2 libsmartcols1 libss2 libss
 libtirpc-common libtirpc3 libudev1 libunistring2 liburcu8 liburing2 libuuid1 libwrap0 libxtables12 libxxhash0
 libzstd1 readline-common zlib1g`)
 
-// clutter is not unpacked into the guest: documentation, and drivers that a kernel without
-// hardware cannot use.
+// clutter is not unpacked into the guest: documentation, what drives hardware that a guest has
+// not, and what systemd asks at every boot about disks and scripts that a guest has not.
 var clutter = []string{"./usr/share/doc", "./usr/share/man", "./usr/share/locale", "./usr/share/info", "./usr/share/lintian",
-	"./usr/share/bash-completion", "./usr/share/icons", "./usr/include", "./usr/lib/systemd", "./lib/systemd", "./usr/lib/x86_64-linux-gnu/gconv",
+	"./usr/share/bash-completion", "./usr/share/icons", "./usr/include", "./usr/lib/x86_64-linux-gnu/gconv",
+	"./lib/systemd/system-generators/systemd-[!f]*", "./usr/lib/systemd/catalog", "./lib/udev/hwdb.d", "./etc/init.d",
 	"./usr/lib/uml/modules/*/kernel/drivers/[a-ln-z]*", "./usr/lib/uml/modules/*/kernel/sound", "./usr/lib/uml/modules/*/kernel/net"}
 
 // image is what every guest boots from; it is never written to.
@@ -174,7 +176,7 @@ func finishRoot(ctx context.Context, root string) error {
 	do(err)
 	accounts := string(passwd) + "sshd:x:101:65534::/run/sshd:/usr/sbin/nologin\nmysql:x:102:102::/nonexistent:/bin/false\n"
 	write("etc/passwd", accounts)
-	write("etc/group", string(group)+"mysql:x:102:\n")
+	write("etc/group", string(group)+"mysql:x:102:\nsystemd-journal:x:103:\ninput:x:104:\nkvm:x:105:\nrender:x:106:\nsgx:x:107:\n")
 	var shadow strings.Builder
 	lines := bufio.NewScanner(strings.NewReader(accounts))
 	for lines.Scan() {
@@ -203,6 +205,13 @@ func finishRoot(ctx context.Context, root string) error {
 	link("/run", "var/run")
 	link("/run/lock", "var/lock")
 	link("/proc/self/mounts", "etc/mtab")
+	for path, text := range systemdFiles() {
+		write(path, text)
+	}
+	for path, target := range systemdLinks() {
+		do(os.MkdirAll(filepath.Dir(at(path)), 0o755))
+		link(target, path)
+	}
 	if failed != nil {
 		return failed
 	}
@@ -250,6 +259,14 @@ func makeImage(ctx context.Context, root, path string) error {
 		return err
 	}
 	return errors.Join(command(ctx, sbin("debugfs"), "-w", "-f", owners, path), os.Remove(owners))
+}
+
+// makeRoot makes the filesystem that holds what a guest writes to its root, unless it is there.
+func makeRoot(ctx context.Context, path string, bytes int64) error {
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return command(ctx, sbin("mke2fs"), "-q", "-t", "ext4", "-E", "root_owner=0:0,nodiscard", "-m", "0", path, fmt.Sprintf("%dk", bytes>>10))
 }
 
 func command(ctx context.Context, program string, args ...string) error {

@@ -21,7 +21,7 @@ import (
 // tools are programs built once in each process that boots guests.
 type tools struct {
 	dir    string // seen by guests as /opt/lab
-	keeper string // labinit on the host
+	keeper string // labinit on the host, and what systemd starts in a guest
 	initrd string // labinit for guests
 	module string // the module's root folder
 }
@@ -40,7 +40,7 @@ var builtTools = sync.OnceValues(func() (tools, error) {
 	if err != nil {
 		return tools{}, err
 	}
-	t := tools{dir: filepath.Join(dir, "opt"), keeper: filepath.Join(dir, "labinit"), initrd: filepath.Join(dir, "initrd"), module: module}
+	t := tools{dir: filepath.Join(dir, "opt"), keeper: filepath.Join(dir, "opt", "labinit"), initrd: filepath.Join(dir, "initrd"), module: module}
 	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(t.dir, 0o755)); err != nil {
 		return tools{}, err
 	}
@@ -106,7 +106,7 @@ func Cleanup() error {
 	if err != nil {
 		return nil // nothing was built
 	}
-	return os.RemoveAll(filepath.Dir(t.keeper))
+	return os.RemoveAll(filepath.Dir(t.dir))
 }
 
 // archive is an initial root in cpio's newc format: one program and the console that the

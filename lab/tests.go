@@ -191,7 +191,7 @@ func RunProgram(ctx context.Context, spec Spec, pkg string, args ...string) (int
 	}
 	if spec.OnLine == nil {
 		spec.OnLine = func(line string) {
-			if line != "reboot: System halted" { // the kernel's own farewell
+			if !strings.HasPrefix(line, "reboot: ") { // the kernel's own farewell
 				fmt.Println(line)
 			}
 		}

@@ -16,7 +16,8 @@ mounts, snapshots and working files of operations that ended abruptly. The ledge
 what they held; tags on the volumes and names on the disk say it again. Nothing is touched
 that does not say that it is respaldo's. Snapshots kept on purpose stay, except when their
 --ttl has passed, when one on thick LVM has overflowed, and when a thin pool is above its
-threshold: then the oldest go until it is below.
+threshold: then the oldest go until it is below. A rollback that ended abruptly is undone,
+or finished if the volume had begun to change, and the server started.
 
 Every operation does this when it begins; the command is for those who do not want to
 wait for the next one.`,
@@ -38,8 +39,11 @@ wait for the next one.`,
 }
 
 func showSwept(p *page, swept backup.Swept) {
-	if len(swept.Removed) == 0 {
+	if len(swept.Removed) == 0 && len(swept.Rollbacks) == 0 {
 		p.printf("Nothing was left behind.\n")
+	}
+	for _, line := range swept.Rollbacks {
+		p.printf("%s\n", line)
 	}
 	for _, l := range swept.Removed {
 		why := ""

@@ -73,15 +73,15 @@ Begin with respaldo check, which says what a backup would do and touches nothing
 	for _, add := range extra {
 		root.AddCommand(add(a))
 	}
-	prepare(a, root)
+	equip(a, root)
 	return root
 }
 
-// prepare gives all commands what they have in common: a parent alone is a mistake, and
+// equip gives all commands what they have in common: a parent alone is a mistake, and
 // from the moment a command runs, errors are its own.
-func prepare(a *app, cmd *cobra.Command) {
+func equip(a *app, cmd *cobra.Command) {
 	for _, child := range cmd.Commands() {
-		prepare(a, child)
+		equip(a, child)
 	}
 	switch {
 	case cmd.RunE != nil:

@@ -41,6 +41,8 @@ type standOptions struct {
 	folders []string // that the server owns beside its data directory
 	redo    string   // one of them, for the redo log
 	config  string   // more lines of the [server.main] section
+	// subvolume makes the data directory a Btrfs subvolume of its own.
+	subvolume bool
 }
 
 func newStand(t *testing.T, kind, server string, o standOptions) *stand {
@@ -51,6 +53,9 @@ func newStand(t *testing.T, kind, server string, o standOptions) *stand {
 	}
 	s := &stand{t: t, whole: t, dir: workDir(t)}
 	s.volume = guest.NewVolume(t, guest.VolumeSpec{Kind: kind, Disk: disk, Bytes: 1 << 30})
+	if o.subvolume {
+		guest.Run(t, "btrfs", "-q", "subvolume", "create", filepath.Join(s.volume.Path, "mysql"))
+	}
 	for _, dir := range o.folders {
 		if err := os.MkdirAll(dir, 0o750); err != nil {
 			t.Fatal(err)

@@ -33,14 +33,19 @@ func (s *Site) lastImage() (h history) {
 }
 
 func (s *Site) noteImage(m respaldo.Manifest) {
-	content, err := json.Marshal(history{Timeline: m.Timeline, ServerUUID: m.ServerUUID, Coordinates: m.Quiesced.Coordinates,
+	err := s.saveHistory(history{Timeline: m.Timeline, ServerUUID: m.ServerUUID, Coordinates: m.Quiesced.Coordinates,
 		Volume: m.Volume.ID, HeldSeconds: m.Quiesced.HeldSeconds})
-	if err == nil {
-		err = writeDurably(s.historyPath(), append(content, '\n'))
-	}
 	if err != nil {
 		s.Report.Warn("the next backup will begin a new timeline: " + err.Error())
 	}
+}
+
+func (s *Site) saveHistory(h history) error {
+	content, err := json.Marshal(h)
+	if err == nil {
+		err = writeDurably(s.historyPath(), append(content, '\n'))
+	}
+	return err
 }
 
 // timeline continues the last image's while the server's history does: same server,

@@ -109,6 +109,9 @@ func (s *Site) reportSwept(swept Swept) {
 	if left := swept.summary(); left != "" {
 		s.Report.Warn("an earlier operation had ended abruptly; cleaned up " + left)
 	}
+	for _, line := range swept.Rollbacks {
+		s.Report.Warn(line)
+	}
 	for _, dir := range swept.Incomplete {
 		s.Report.Warn(dir + " holds an incomplete restore: run that again, or delete the directory")
 	}

@@ -268,7 +268,7 @@ func (op *operation) forgetManifests(ctx context.Context, there []volume.Snapsho
 		if loadErr != nil || of.Server != op.Server { // another server's
 			continue
 		}
-		if v, findErr := op.volumes.Find(ctx, of.Volume.MountPoint); findErr != nil || v.Describe().ID != of.Volume.ID {
+		if v, findErr := op.volumes.Find(ctx, of.Volume.MountPoint); findErr != nil || !sameStorage(v.Describe(), of.Volume) {
 			continue
 		}
 		if removeErr := os.Remove(op.manifestPath(name)); removeErr != nil {
@@ -276,6 +276,12 @@ func (op *operation) forgetManifests(ctx context.Context, there []volume.Snapsho
 		}
 	}
 	return err
+}
+
+// sameStorage tells that two descriptions are of one volume, which a rollback may have given
+// another ID meanwhile.
+func sameStorage(a, b respaldo.Volume) bool {
+	return a.Kind == b.Kind && a.Name == b.Name && a.FSUUID == b.FSUUID
 }
 
 // removeKept removes a snapshot, which nothing must have mounted, and its manifest.

@@ -43,6 +43,8 @@ type Swept struct {
 	// Incomplete are directories that an interrupted restore left half-written. They are
 	// the user's to keep or delete: a cleanup deletes no data directory.
 	Incomplete []string `json:"incomplete,omitempty"`
+	// Rollbacks says of each that had ended midway whether it was finished or undone.
+	Rollbacks []string `json:"rollbacks,omitempty"`
 	// Harmless tells that no device is suspended: what could not be removed is in the way
 	// of nobody but the disk's space.
 	Harmless bool `json:"-"`
@@ -84,6 +86,10 @@ func (op *operation) sweep(ctx context.Context) (swept Swept, err error) {
 	leftovers := op.ledger.Leftovers()
 	err = op.resumeVolumes(ctx, leftovers)
 	swept.Harmless = err == nil
+	if failed := op.settleRollbacks(ctx, leftovers, &swept); failed != nil {
+		swept.Harmless = false
+		return swept, joinErrors(err, failed) // what would be swept may be the server's own volume
+	}
 	for _, step := range []func(context.Context, []ledger.Entry, *Swept) error{
 		op.killInstances, op.unmountAll, op.removeSnapshots, op.removeScratch, op.removeLinks,
 	} {
@@ -110,11 +116,14 @@ func (op *operation) sweep(ctx context.Context) (swept Swept, err error) {
 func (op *operation) resumeVolumes(ctx context.Context, entries []ledger.Entry) error {
 	var failed error
 	for _, e := range entries {
-		if e.Kind != kindSnapshot {
+		if e.Kind != kindSnapshot && e.Kind != kindMaking {
 			continue
 		}
 		if err := waitForExit(ctx, e); err != nil {
 			return err
+		}
+		if e.Kind == kindMaking {
+			continue // it suspends nothing that anybody uses
 		}
 		failed = joinErrors(failed, op.volumes.ResumeSuspended(ctx, volumeOf(e)))
 	}

@@ -56,13 +56,23 @@ func (h *Host) Service(ctx context.Context, pid int, commands Commands) (*Servic
 	if err != nil {
 		return nil, err
 	}
-	triggers, err := h.show(ctx, "TriggeredBy", s.Unit)
+	return s, s.findSockets(ctx)
+}
+
+// UnitService is the service of a unit that is known already.
+func (h *Host) UnitService(ctx context.Context, unit string) (*Service, error) {
+	s := &Service{host: h, Unit: unit}
+	return s, s.findSockets(ctx)
+}
+
+func (s *Service) findSockets(ctx context.Context) error {
+	triggers, err := s.host.show(ctx, "TriggeredBy", s.Unit)
 	for _, unit := range triggers {
 		if strings.HasSuffix(unit, ".socket") {
 			s.sockets = append(s.sockets, unit)
 		}
 	}
-	return s, err
+	return err
 }
 
 func refuseService(why string) error {

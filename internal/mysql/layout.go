@@ -326,7 +326,10 @@ func (look *fileLook) database(dir, name string) {
 
 // serverOptionFiles are the files that the server read when it started: those of its
 // command line and environment, or the default ones.
-func serverOptionFiles(p Process) []string {
+func serverOptionFiles(p Process) []string { return existingOptionFiles(topOptionFiles(p)) }
+
+// topOptionFiles are those, whether they exist or not, without what they include.
+func topOptionFiles(p Process) []string {
 	files := []string{"/etc/my.cnf", "/etc/mysql/my.cnf"}
 	if dir := p.env["MYSQL_HOME"]; dir != "" {
 		files = append(files, filepath.Join(dir, "my.cnf"))
@@ -338,7 +341,7 @@ func serverOptionFiles(p Process) []string {
 		case "--no-defaults":
 			return nil
 		case "--defaults-file":
-			return existingOptionFiles([]string{value})
+			return []string{value}
 		case "--defaults-extra-file":
 			extra = value
 		}
@@ -349,7 +352,7 @@ func serverOptionFiles(p Process) []string {
 	if home := p.env["HOME"]; home != "" {
 		files = append(files, filepath.Join(home, ".my.cnf"))
 	}
-	return existingOptionFiles(files)
+	return files
 }
 
 func existingOptionFiles(files []string) []string {

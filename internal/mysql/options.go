@@ -27,6 +27,7 @@ type option struct {
 type optionFiles struct {
 	options  []option // in the order read; a later one overrides
 	read     []string // files that exist and were read, includes among them
+	dirs     []string // directories that are included, in the order read
 	warnings []string
 }
 
@@ -115,6 +116,7 @@ func (o *optionFiles) directive(path string, n int, line string, wanted map[stri
 			o.warnings = append(o.warnings, fmt.Sprintf("%s line %d: cannot read %s", path, n, dir))
 			return nil
 		}
+		o.dirs = append(o.dirs, dir)
 		sort.Slice(entries, func(i, j int) bool { return entries[i].Name() < entries[j].Name() })
 		for _, e := range entries {
 			if strings.HasSuffix(e.Name(), ".cnf") {

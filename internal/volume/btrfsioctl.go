@@ -18,12 +18,14 @@ const (
 	btrfsRootInode = 256 // BTRFS_FIRST_FREE_OBJECTID: the root of every subvolume, and of nothing else
 	btrfsTopLevel  = 5   // BTRFS_FS_TREE_OBJECTID
 
-	iocSnapCreateV2  = 0x50009417
-	iocSnapDestroy   = 0x5000940f
-	iocSpaceInfo     = 0xc0109414
-	iocDevInfo       = 0xd000941e
-	iocFSInfo        = 0x8400941f
-	iocGetSubvolInfo = 0x81f8943c // Linux 4.18
+	iocSnapCreateV2   = 0x50009417
+	iocSubvolCreate   = 0x5000940e
+	iocSnapDestroy    = 0x5000940f
+	iocSpaceInfo      = 0xc0109414
+	iocDevInfo        = 0xd000941e
+	iocFSInfo         = 0x8400941f
+	iocGetSubvolInfo  = 0x81f8943c // Linux 4.18
+	iocSubvolSetFlags = 0x4008941a
 
 	subvolReadOnly = 1 << 1
 	volArgsSize    = 4096

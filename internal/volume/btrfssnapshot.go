@@ -80,8 +80,8 @@ func (s *System) btrfsSnapshotsOn(device string) ([]Snapshot, error) {
 		d := info.Snapshot
 		d.Name, d.Kind, d.Path = name, respaldo.Btrfs, "/"+btrfsFolder+"/"+name
 		snap := &btrfsSnapshot{sys: s, device: device, desc: d}
-		if sub, err := snap.subvolume(top); err == nil {
-			snap.desc.Created = sub.created
+		if sub, err := snap.subvolume(top); err == nil && sub.created.After(d.Created) {
+			snap.desc.Created = sub.created // an earlier one is that of the server's own subvolume, kept by a rollback
 		}
 		found = append(found, snap)
 	}

@@ -20,6 +20,8 @@ type Process struct {
 	How     string // "has /mnt/x open", "works in /mnt/x", "has it mounted in its own mount namespace"
 }
 
+const inNamespace = "has it mounted in its own mount namespace"
+
 func (p Process) String() string { return fmt.Sprintf("%s (pid %d) %s", p.Command, p.PID, p.How) }
 
 // Holders looks through /proc for whoever keeps a mount point or another folder, or the
@@ -67,7 +69,7 @@ func (s *System) Holders(path string) ([]Process, error) {
 		}
 		seen[ns] = true
 		if mountedIn(proc, dev) {
-			found = append(found, Process{PID: pid, Command: readLine(proc + "/comm"), How: "has it mounted in its own mount namespace"})
+			found = append(found, Process{PID: pid, Command: readLine(proc + "/comm"), How: inNamespace})
 		}
 	}
 	return found, nil

@@ -112,6 +112,14 @@ func (s *System) MountsUnder(dir string) ([]string, error) {
 // busy is tried again for some seconds, or until ctx ends; then the error says who holds
 // it. It never detaches lazily: the device would stay busy without a visible cause.
 func (s *System) Unmount(ctx context.Context, dir string) error {
+	if err := s.unmount(ctx, dir); err != nil {
+		return err
+	}
+	os.Remove(dir) // only if empty
+	return nil
+}
+
+func (s *System) unmount(ctx context.Context, dir string) error {
 	err := s.retryBusy(ctx, func() (busy bool, err error) {
 		m, err := mountedOn(dir)
 		if err != nil || m == nil {
@@ -125,7 +133,6 @@ func (s *System) Unmount(ctx context.Context, dir string) error {
 	})
 	switch {
 	case err == nil:
-		os.Remove(dir) // only if empty
 		return nil
 	case errors.Is(err, unix.EBUSY):
 		return s.busyError(dir+" cannot be unmounted", dir)

@@ -18,6 +18,8 @@ type Job struct {
 	// StockLVM leaves the distribution's lvm.conf; without it the tools wait for neither
 	// udev, which the guest has not, nor for memory to be locked.
 	StockLVM bool
+	// Systemd is the first process, with udev, and runs the job as a unit.
+	Systemd bool
 	// Terminal runs the job on the console as a login shell would be: with job control.
 	Terminal bool
 	Term     string
@@ -34,7 +36,8 @@ type Mount struct {
 
 // Kernel arguments, which reach the first process as its environment.
 const (
-	DirArg = "LAB_DIR" // the host folder that holds the job and becomes /out
+	DirArg  = "LAB_DIR"  // the host folder that holds the job and becomes /out
+	RootArg = "LAB_ROOT" // the disk that holds what is written to the root; in memory without it
 )
 
 const jobFile, exitFile = "job.json", "exit"

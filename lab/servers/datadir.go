@@ -172,6 +172,12 @@ func files(name, root string) []string {
 	return options
 }
 
+// Options are what a server needs, in its option file or on its command line, to find its own
+// files and to run on a data directory that Init has filled.
+func Options(name string) []string {
+	return append(files(name, filepath.Join(home(name), "root"))[1:], redo(name)...)
+}
+
 // redo keeps the redo log as small as the pristine data directory has it; a server
 // started with another size would first rebuild it.
 func redo(name string) []string {

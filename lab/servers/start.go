@@ -203,21 +203,24 @@ func (r *Running) Exited() <-chan struct{} { return r.exited }
 func (r *Running) Spec() Spec { return r.spec }
 
 // DSN connects go-sql-driver/mysql as root over the socket, without a database.
-func (r *Running) DSN() string { return r.config().FormatDSN() }
+func (r *Running) DSN() string { return config(r.spec.Socket).FormatDSN() }
 
 // Open returns connections by DSN that do not print to standard error when the server is
 // killed under them. Close them before Stop.
-func (r *Running) Open() *sql.DB {
-	c, err := mysql.NewConnector(r.config())
+func (r *Running) Open() *sql.DB { return OpenSocket(r.spec.Socket) }
+
+// OpenSocket is Open for a server that somebody else has started.
+func OpenSocket(socket string) *sql.DB {
+	c, err := mysql.NewConnector(config(socket))
 	if err != nil {
 		panic(err) // the configuration holds nothing of the caller's
 	}
 	return sql.OpenDB(c)
 }
 
-func (r *Running) config() *mysql.Config {
+func config(socket string) *mysql.Config {
 	c := mysql.NewConfig()
-	c.User, c.Net, c.Addr = "root", "unix", r.spec.Socket
+	c.User, c.Net, c.Addr = "root", "unix", socket
 	c.Logger = &mysql.NopLogger{}
 	return c
 }

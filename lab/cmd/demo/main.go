@@ -1,7 +1,8 @@
-// Demo runs inside a guest and shows what respaldo does: a MariaDB on a logical volume is
-// backed up while clients write, damaged, and restored. Everything on the screen is the
-// output of the real commands; every claim is checked, and one that does not hold makes it
-// fail.
+// Demo runs inside a guest and shows what respaldo does. First act: a MariaDB on a logical
+// volume is backed up while clients write, damaged, and restored. Second act, with the
+// argument steps: what people do with snapshots, from a server on the root to a rollback and
+// with a second machine. Everything on the screen is the output of the real commands; every
+// claim is checked, and one that does not hold makes it fail.
 package main
 
 import (
@@ -30,6 +31,10 @@ const (
 func main() {
 	guest.Main(func(t guest.T) {
 		d := &demo{T: t, terminal: newTerminal()}
+		if len(os.Args) > 1 && os.Args[1] == "steps" {
+			d.tenSteps()
+			return
+		}
 		d.setUp()
 		d.backUp()
 		d.damage()

@@ -18,12 +18,14 @@ import (
 // how that ended, and turns the power off.
 func guest() {
 	exit := job.Exit{Code: 1}
-	if err := setUp(os.Getenv(job.DirArg)); err != nil {
+	if err := setUp(os.Getenv(job.DirArg), os.Getenv(job.RootArg)); err != nil {
 		exit.Problem = "the guest could not be set up: " + err.Error()
 	} else if j, err := job.Read("/out"); err != nil {
 		exit.Problem = "the guest cannot read its job: " + err.Error()
 	} else if err := configure(j); err != nil {
 		exit.Problem = "the guest could not be configured: " + err.Error()
+	} else if j.Systemd {
+		exit.Problem = "systemd could not be started: " + unix.Exec("/lib/systemd/systemd", []string{"systemd"}, os.Environ()).Error()
 	} else {
 		exit = run(j)
 	}
@@ -62,14 +64,18 @@ func mountAll(mounts ...mount) error {
 	return nil
 }
 
-// setUp leaves the initial root for the image under an overlay in memory: one image
-// serves many guests and a power cut cannot hurt it.
-func setUp(dir string) error {
+// setUp leaves the initial root for the image under an overlay, in memory unless a disk is
+// given for it: one image serves many guests and a power cut cannot hurt it.
+func setUp(dir, disk string) error {
+	written := mount{"rw", "/rw", "tmpfs", 0, "mode=755"}
+	if disk != "" {
+		written = mount{disk, "/rw", "ext4", 0, ""}
+	}
 	err := mountAll(
 		mount{"proc", "/proc", "proc", 0, ""},
 		mount{"dev", "/dev", "devtmpfs", 0, ""},
 		mount{"/dev/ubda", "/image", "ext4", unix.MS_RDONLY, ""},
-		mount{"rw", "/rw", "tmpfs", 0, "mode=755"},
+		written,
 	)
 	if err != nil {
 		return err
@@ -78,12 +84,12 @@ func setUp(dir string) error {
 		return err
 	}
 	for _, d := range []string{"/rw/upper", "/rw/work"} {
-		if err := os.Mkdir(d, 0o755); err != nil {
+		if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
 	}
-	err = mountAll(
-		mount{"overlay", "/new", "overlay", 0, "lowerdir=/image,upperdir=/rw/upper,workdir=/rw/work"},
+	err = mountAll( // redirect_dir: without it, the image's directories could not be renamed
+		mount{"overlay", "/new", "overlay", 0, "lowerdir=/image,upperdir=/rw/upper,workdir=/rw/work,redirect_dir=on"},
 		mount{"/dev", "/new/dev", "", unix.MS_MOVE, ""},
 		mount{"/proc", "/new/proc", "", unix.MS_MOVE, ""},
 	)
@@ -153,8 +159,8 @@ func configure(j job.Job) error {
 	return nil
 }
 
-// run starts the job and reaps whatever ends until it does. Orphans come to us as the
-// first process, so nothing else here may wait for a child.
+// run starts the job and reaps whatever ends until it does. Orphans come to the first
+// process, so nothing else here may wait for a child.
 func run(j job.Job) job.Exit {
 	tty, err := os.OpenFile("/dev/tty0", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -166,10 +172,13 @@ func run(j job.Job) job.Exit {
 	}
 	attr := &syscall.ProcAttr{
 		Dir: j.Dir,
-		Env: append([]string{"PATH=/opt/lab:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "USER=root", "LC_ALL=C.UTF-8", "DM_DISABLE_UDEV=1",
+		Env: append([]string{"PATH=/opt/lab:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "USER=root", "LC_ALL=C.UTF-8",
 			"LVM_SUPPRESS_FD_WARNINGS=1", "RESPALDO_CACHE=/cache"}, j.Env...),
 		Files: []uintptr{stdin.Fd(), tty.Fd(), tty.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
+	}
+	if !j.Systemd {
+		attr.Env = append(attr.Env, "DM_DISABLE_UDEV=1")
 	}
 	if j.Terminal {
 		attr.Files[0] = tty.Fd()

@@ -1,0 +1,172 @@
+//go:build guest
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/respaldo-backup/respaldo/lab/guest"
+)
+
+// TestSystemd runs where systemd is the first process and udevd opens every device that
+// appears, as on a real host. The server is a unit, as a package sets it up; its data moves
+// from the root to a volume, which goes back to a snapshot and comes up again at the next boot.
+func TestSystemd(t *testing.T) {
+	h := &machine{stand: &stand{t: t, whole: t, dir: "/srv/stand", config: "/etc/respaldo/respaldo.toml"}, kind: os.Getenv("LAB_KIND")}
+	if os.Getenv("LAB_BOOT") == "0" {
+		h.install(t)
+		h.prepare(t)
+		h.besideUdev(t)
+		h.rollBack(t)
+		return
+	}
+	h.afterReboot(t)
+}
+
+// machine is a stand in which systemd stops and starts the server.
+type machine struct {
+	*stand
+	kind string // as for prepare --kind
+}
+
+const sumsFile = "/srv/stand/sums.json"
+
+func (h *machine) install(t *testing.T) {
+	h.server = guest.InstallUnit(t)
+	guest.Configure(t, filepath.Dir(h.config), h.server, h.dir+"/repository", `max_lock = "20s"`)
+	h.server.Exec(t, "CREATE DATABASE shop",
+		"CREATE TABLE shop.customers (id INT PRIMARY KEY, name VARCHAR(100)) ENGINE=InnoDB",
+		"CREATE TABLE shop.notes (id INT PRIMARY KEY, note TEXT) ENGINE=MyISAM",
+		"INSERT INTO shop.customers SELECT seq, CONCAT('customer ', seq) FROM shop.seq_1_to_2000",
+		"INSERT INTO shop.notes VALUES (1, 'not transactional')")
+	h.ok("init")
+}
+
+// prepare moves the data directory onto a volume; the server is up all but a moment.
+func (h *machine) prepare(t *testing.T) {
+	sums, pid := guest.Checksums(t, h.server.DB), h.mainPID()
+	h.ok("prepare", "--device", guest.Disk(0), "--kind", h.kind, "--yes")
+	if now := guest.Checksums(t, h.server.DB); !maps.Equal(now, sums) {
+		t.Errorf("the tables were %v and are %v", sums, now)
+	}
+	if h.mainPID() == pid {
+		t.Error("the server was not restarted, or not by systemd")
+	}
+}
+
+// mainPID is that of the unit's server: 0 if it does not run.
+func (h *machine) mainPID() string {
+	h.t.Helper()
+	return strings.TrimSpace(guest.Run(h.t, "systemctl", "show", "--property=MainPID", "--value", guest.Unit))
+}
+
+func (h *machine) rollBack(t *testing.T) {
+	sums := guest.Checksums(t, h.server.DB)
+	name := h.take().Snapshot.Name
+	h.server.Exec(t, "UPDATE shop.customers SET name = 'nobody'", "DROP TABLE shop.notes", "CREATE DATABASE blog")
+	h.ok("rollback", name, "--yes")
+	if now := guest.Checksums(t, h.server.DB); !maps.Equal(now, sums) {
+		t.Errorf("rolled back to %v, at the snapshot %v", now, sums)
+	}
+	if pid := h.mainPID(); pid == "0" {
+		t.Error("systemd does not run the server")
+	}
+	if failed := guest.Run(t, "systemctl", "list-units", "--failed", "--no-legend", "--plain"); failed != "" {
+		t.Errorf("units that failed:\n%s", failed)
+	}
+	h.server.Exec(t, "INSERT INTO shop.notes VALUES (2, 'after the rollback')")
+	text, err := json.Marshal(guest.Checksums(t, h.server.DB))
+	if err == nil {
+		err = os.WriteFile(sumsFile, text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// afterReboot finds the server up on its volume, mounted by fstab, and removes all snapshots.
+func (h *machine) afterReboot(t *testing.T) {
+	var sums map[string]string
+	text, err := os.ReadFile(sumsFile)
+	if err == nil {
+		err = json.Unmarshal(text, &sums)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.server = guest.OpenUnit(t)
+	if now := guest.Checksums(t, h.server.DB); !maps.Equal(now, sums) {
+		t.Errorf("after the reboot %v, before it %v", now, sums)
+	}
+	for _, k := range h.snapshots() {
+		h.ok("snapshot", "remove", k.Snapshot.Name)
+	}
+	h.ok("check")
+	guest.Run(t, "udevadm", "settle")
+	for _, left := range []string{guest.Run(t, "lvs", "--noheadings", "-o", "name", "--select", "lv_tags=respaldo"), guest.Run(t, "dmsetup", "ls")} {
+		if strings.Contains(left, "respaldo") {
+			t.Errorf("snapshots are left:\n%s", left)
+		}
+	}
+}
+
+// besideUdev takes and removes snapshots while others look at the devices that appear.
+func (h *machine) besideUdev(t *testing.T) {
+	before := guest.Look(t)
+	rounds := 1
+	if os.Getenv("RESPALDO_SOAK") != "" {
+		rounds = 20
+	}
+	for range rounds {
+		name := h.take("--ttl", "1h").Snapshot.Name
+		guest.Run(t, "udevadm", "trigger", "--subsystem-match=block") // udev opens every disk, while
+		h.ok("snapshot", "remove", name)
+	}
+	held := curious(t)
+	name := h.take("--ttl", "1h").Snapshot.Name
+	if h.kind != "btrfs" {
+		guest.Eventually(t, testLimit, func() error { return held(name) })
+	}
+	h.ok("snapshot", "remove", name)
+	h.backup()
+	guest.Run(t, "udevadm", "settle")
+	before.NothingLeft(t, "/sbin/dmeventd") // which the first snapshot started
+}
+
+// curious makes udev start something that keeps every new logical volume open for a while, as
+// those do that look for filesystems to offer. It returns whether a volume is or was held.
+func curious(t *testing.T) func(lv string) error {
+	t.Helper()
+	const program, rule, log = "/run/look-at-device", "/run/udev/rules.d/99-look.rules", "/run/looked-at"
+	for path, text := range map[string]string{
+		program: "#!/bin/sh\nexec <\"$1\"\necho \"$2\" >>" + log + "\nexec sleep 3\n",
+		rule:    `ACTION=="change", ENV{DM_LV_NAME}=="?*", RUN+="/usr/bin/systemd-run --no-block --quiet ` + program + ` $devnode $env{DM_LV_NAME}"` + "\n",
+	} {
+		if err := os.MkdirAll("/run/udev/rules.d", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	guest.Run(t, "udevadm", "control", "--reload")
+	t.Cleanup(func() {
+		if err := os.Remove(rule); err != nil {
+			t.Error(err)
+		}
+		guest.Run(t, "udevadm", "control", "--reload")
+	})
+	return func(lv string) error {
+		text, err := os.ReadFile(log)
+		if err == nil && !strings.Contains(string(text), lv+"\n") {
+			err = errors.New("nobody looked at " + lv)
+		}
+		return err
+	}
+}
