@@ -61,6 +61,8 @@ type InstanceRequest struct {
 	// Options are server options added last ("--read-only=ON"), for servers that are to
 	// be more than a proof.
 	Options []string
+	// Init are statements that the server runs before it lets anybody in, one line each.
+	Init []string
 }
 
 // Account is a login on the image's own accounts.

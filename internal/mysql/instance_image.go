@@ -19,6 +19,9 @@ import (
 // tablespaces in folders that begin with a dot.
 const scratchName = ".respaldo"
 
+// initFile is the name in Scratch of the statements that a server begins with.
+const initFile = "init.sql"
+
 // image is the writable view that an instance runs on.
 type image struct {
 	dataDir  string            // as the origin named it, and as the instance sees it
@@ -63,7 +66,7 @@ func prepareImage(ctx context.Context, request InstanceRequest) (*image, error) 
 	if img.newer, err = img.upgrades(ctx, request); err != nil {
 		return nil, err
 	}
-	if err := img.prepareScratch(m); err != nil {
+	if err := img.prepareScratch(m, request.Init); err != nil {
 		return nil, fmt.Errorf("preparing the instance's scratch directory: %w", err)
 	}
 	if err := img.prepareData(m); err != nil {
@@ -159,7 +162,7 @@ func (img *image) covers(l respaldo.Layout) error {
 
 // prepareScratch makes the folders of the instance, and private copies of keyrings that
 // the image does not bring: a server may rewrite its keyring at any start.
-func (img *image) prepareScratch(m respaldo.Manifest) error {
+func (img *image) prepareScratch(m respaldo.Manifest, init []string) error {
 	for _, name := range []string{"", "tmp", "files", "keyring", "mounts"} {
 		dir := filepath.Join(img.scratch, name)
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -169,6 +172,15 @@ func (img *image) prepareScratch(m respaldo.Manifest) error {
 			return err
 		}
 		if err := os.Chown(dir, img.uid, img.gid); err != nil {
+			return err
+		}
+	}
+	if len(init) > 0 {
+		file := filepath.Join(img.scratch, initFile)
+		if err := os.WriteFile(file, []byte(strings.Join(init, "\n")+"\n"), 0o600); err != nil {
+			return err
+		}
+		if err := os.Chown(file, img.uid, img.gid); err != nil {
 			return err
 		}
 	}

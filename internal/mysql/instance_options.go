@@ -114,6 +114,9 @@ func (img *image) options(request InstanceRequest) ([]string, error) {
 	if request.Account == nil {
 		o.add("--skip-grant-tables")
 	}
+	if len(request.Init) > 0 {
+		o.add("--init-file=" + filepath.Join(scratch, initFile))
+	}
 	o.bound(request.Memory)
 	return append(o.list, request.Options...), nil
 }
