@@ -96,7 +96,7 @@ func (o *Outlook) Refusal() error {
 
 // Check looks without touching anything: no lock, no snapshot, no ledger.
 func (s *Site) Check(ctx context.Context) (*Outlook, error) {
-	op := &operation{Site: s, volumes: s.volumes()}
+	op := &operation{Site: s, scope: s.Server, volumes: s.volumes()}
 	outlook, err := op.look(ctx)
 	if err != nil {
 		return nil, err

@@ -70,7 +70,7 @@ func (op *operation) letStay(ctx context.Context, f *frozen, m respaldo.Manifest
 	if kept.Fill, err = f.snapshot.Fill(ctx); err != nil {
 		return kept, err
 	}
-	if err := op.saveManifest(kept.Snapshot.Name, m); err != nil {
+	if err := op.saveManifest(kept.Snapshot.Name, keptManifest{m, f.inside()}); err != nil {
 		return kept, err
 	}
 	ledger.Point("snapshot.stays")
@@ -220,7 +220,36 @@ func (s *Site) manifestPath(name string) string {
 	return filepath.Join(s.StateDir, "snapshots", name+".json")
 }
 
-func (s *Site) saveManifest(name string, m respaldo.Manifest) error {
+// keptManifest is what lies on disk for a kept snapshot.
+type keptManifest struct {
+	respaldo.Manifest
+	// Inside is where the places that the snapshot holds lie below its root, by their real
+	// paths.
+	Inside map[string]string `json:"inside"`
+}
+
+// inside is where a place lies in the snapshot, if it does.
+func (k *keptManifest) inside(p respaldo.Place) (string, bool) {
+	if k.Inside == nil { // noted by an early version: as the volume was mounted
+		rel, err := filepath.Rel(k.Volume.MountPoint, p.Real)
+		return rel, err == nil && filepath.IsLocal(rel) && p.Role != respaldo.OptionFileRole
+	}
+	at, ok := k.Inside[p.Real]
+	return at, ok
+}
+
+// inside is what of the image the snapshot holds.
+func (f *frozen) inside() map[string]string {
+	places := map[string]string{}
+	for _, c := range f.covers {
+		if c.From == FromSnapshot {
+			places[c.Place.Real] = c.inside
+		}
+	}
+	return places
+}
+
+func (s *Site) saveManifest(name string, m keptManifest) error {
 	content, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return err
@@ -229,11 +258,19 @@ func (s *Site) saveManifest(name string, m respaldo.Manifest) error {
 }
 
 func (s *Site) loadManifest(name string) (*respaldo.Manifest, error) {
+	kept, err := s.loadKept(name)
+	if err != nil {
+		return nil, err
+	}
+	return &kept.Manifest, nil
+}
+
+func (s *Site) loadKept(name string) (*keptManifest, error) {
 	content, err := os.ReadFile(s.manifestPath(name))
 	if err != nil {
 		return nil, err
 	}
-	var m respaldo.Manifest
+	var m keptManifest
 	if err := json.Unmarshal(content, &m); err != nil {
 		return nil, &respaldo.Error{Kind: respaldo.Failed, What: "cannot read " + s.manifestPath(name),
 			Hint: "the snapshot is good, but nobody knows its coordinates: remove it, or look into it by hand", Err: err}

@@ -139,6 +139,23 @@ func contentOf(t *testing.T, db *sql.DB) string {
 	return all.String()
 }
 
+func startForDump(t *testing.T, r InstanceRequest) *Instance {
+	t.Helper()
+	if err := os.Mkdir(r.Scratch, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	i, err := StartForDump(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		i.end(ctx)
+	})
+	return i
+}
+
 func dumpTool(t *testing.T, o *origin) DumpTool {
 	t.Helper()
 	r := DumpToolRequest{Server: o.clean.manifest.Version, Beside: o.clean.manifest.Binary}
@@ -207,13 +224,13 @@ func TestDumpBringsEverythingOver(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := richOrigin(t, name)
-			i := startInstance(t, o.clean.request(t).ForDump())
+			i := startForDump(t, o.clean.request(t))
 			tool := dumpTool(t, o)
 			all, err := dumped(t, i, tool, DumpScope{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if strings.Contains(all, "respaldo_") {
+			if strings.Contains(all, "respaldo-") {
 				t.Error("our own account is in it")
 			}
 			if !strings.HasPrefix(lastLine(all), "-- Dump completed") {
@@ -306,7 +323,7 @@ func TestDumpOfADamagedTableFails(t *testing.T) {
 			if err := os.Truncate(filepath.Join(r.Dirs[o.data], "shop/old.MYD"), 7); err != nil {
 				t.Fatal(err)
 			}
-			i := startInstance(t, r.ForDump())
+			i := startForDump(t, r)
 			text, err := dumped(t, i, dumpTool(t, o), DumpScope{Databases: []string{"shop"}})
 			if respaldo.KindOf(err) != respaldo.Failed || !strings.Contains(err.Error(), "old") {
 				t.Errorf("error %v", err)
