@@ -36,8 +36,10 @@ type Restored struct {
 	Seconds float64           `json:"seconds"`
 	// Options are the lines that an option file needs for this data directory, where they
 	// differ from the server's defaults.
-	Options  []string `json:"options"`
-	Warnings []string `json:"warnings,omitempty"`
+	Options []string `json:"options"`
+	// DumpFiles are set where it was a dump: what to load, and no server runs on them.
+	DumpFiles []string `json:"dump_files,omitempty"`
+	Warnings  []string `json:"warnings,omitempty"`
 }
 
 // Restore writes a backup into a directory, on disk when it returns. Until it is complete
@@ -56,6 +58,9 @@ func (s *Site) Restore(ctx context.Context, request RestoreRequest) (done Restor
 
 	if done.Backup, err = repository.Find(ctx, request.Of, request.ID); err != nil {
 		return done, err
+	}
+	if done.Backup.Manifest.Dump != nil {
+		return done, op.restoreDump(ctx, repository, request, &done)
 	}
 	if done.Targets, err = targets(done.Backup.Manifest, request); err != nil {
 		return done, err
