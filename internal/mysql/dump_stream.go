@@ -62,7 +62,7 @@ func (s *DumpStream) Write(p []byte) (int, error) {
 		}
 	}
 	if s.report != nil {
-		s.report(respaldo.Progress{Phase: "dump", Done: s.bytes, Files: s.tables, Item: s.item})
+		s.report(respaldo.Progress{Phase: "dump", Done: s.bytes, Item: s.item})
 	}
 	return len(p), nil
 }
