@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -51,7 +53,9 @@ func TestDump(t *testing.T) {
 func (s *stand) dump(args ...string) backup.Dumped {
 	s.t.Helper()
 	var done backup.Dumped
-	s.into(&done, s.dumping(args...)...)
+	o := s.ok(append(s.dumping(args...), "--json")...)
+	s.t.Log(o.stderr)
+	json.Unmarshal([]byte(o.stdout), &done)
 	return done
 }
 
@@ -116,9 +120,12 @@ func (s *stand) wholeLoad(db *sql.DB, database string, writers int) guest.Progre
 	return p
 }
 
+// loadPace is how often each writer commits: a guest has one CPU, and dumping is work for it.
+const loadPace = 100 * time.Millisecond
+
 // dumpsOfOneMoment: two tables under a load, by standard output, into another database.
 func (s *stand) dumpsOfOneMoment() {
-	load := guest.StartLoad(s.t, s.server, 2)
+	load := guest.StartLoadEvery(s.t, s.server, 2, loadPace)
 	load.Moves(s.t, testLimit)
 	s.before = guest.Look(s.t)
 	acked := load.Acked()
@@ -209,7 +216,7 @@ func (s *stand) dumpInterrupted(image, file string) {
 func (s *stand) dumpReplicates() {
 	t := s.t
 	s.server.Exec(t, "CREATE USER repl@'127.0.0.1' IDENTIFIED BY 'repl'", "GRANT REPLICATION SLAVE ON *.* TO repl@'127.0.0.1'")
-	load := guest.StartLoad(t, s.server, 2)
+	load := guest.StartLoadEvery(t, s.server, 2, loadPace)
 	load.Moves(t, testLimit)
 	file := s.dir + "/all.sql.zst"
 	s.dump("--to", file)
