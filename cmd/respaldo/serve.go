@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net"
+	"os"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -14,7 +15,7 @@ import (
 func newServeCmd(a *app) *cobra.Command {
 	var request backup.ServeRequest
 	var memory config.Size
-	readOnly := true
+	readOnly, detach := true, false
 	cmd := &cobra.Command{
 		Use:     "serve IMAGE",
 		GroupID: groupRestore,
@@ -31,7 +32,10 @@ snapshot is not changed: on thin LVM and Btrfs the server works on a snapshot of
 thick LVM on a copy in the state directory, as it does with a backup.
 
 It lives until Ctrl-C, until --ttl has passed, or until respaldo stop; then nothing is left
-of it. If its snapshot is about to overflow, it ends, and says so. Backups go on meanwhile.`,
+of it. If its snapshot is about to overflow, it ends, and says so. Backups go on meanwhile.
+
+Root of this machine gets in without a password of anybody's: the option file that is
+printed names an account made for this server alone.`,
 		Example: `  respaldo serve now
   respaldo serve latest --port 3307 --ttl 2h
   respaldo serve respaldo-main-20261123T030000-9f3a01 --detach
@@ -48,8 +52,18 @@ of it. If its snapshot is about to overflow, it ends, and says so. Backups go on
 			if err != nil {
 				return err
 			}
+			if detach && !inBackground() {
+				served, err := a.detach(cmd.Context(), site)
+				if err != nil {
+					return err
+				}
+				return a.show(served, func(p *page) { showServed(p, served) })
+			}
 			request.Image, request.Of, request.Writable, request.Memory = args[0], a.flags.server, !readOnly, int64(memory)
 			request.Ready = func(served backup.Served) error {
+				if inBackground() {
+					os.Chdir("/") // to keep no filesystem busy
+				}
 				return a.show(served, func(p *page) { showServed(p, served) })
 			}
 			return site.Serve(cmd.Context(), request)
@@ -62,6 +76,7 @@ of it. If its snapshot is about to overflow, it ends, and says so. Backups go on
 	f.BoolVar(&readOnly, "read-only", true, "let nobody write; --read-only=false lets people, for as long as it lives")
 	f.Var(&memory, "memory", "roughly how much memory the server may use (1GiB); without it, little")
 	f.DurationVar(&request.TTL, "ttl", 0, "end after this `TIME` (2h); without it, it is stopped by hand")
+	f.BoolVar(&detach, "detach", false, "run in the background; returns when it is ready")
 	return cmd
 }
 
@@ -73,6 +88,9 @@ func showServed(p *page, s backup.Served) {
 	f.field("port", net.JoinHostPort(s.Bind, strconv.Itoa(s.Port)))
 	f.field("socket", s.Socket)
 	f.field("until", servedUntil(s))
+	if s.Log != "" {
+		f.field("messages", s.Log)
+	}
 	p.table(f)
 	client := "mysql"
 	p.printf("\nConnect with the users and passwords of the image:\n\n  %s --socket=%s --user=NAME --password\n  %s --host=%s --port=%d --protocol=tcp --user=NAME --password\n",

@@ -24,7 +24,7 @@ func (op *operation) restoreDump(ctx context.Context, r *repo.Repo, request Rest
 		return err
 	}
 	done.Targets = map[string]string{dumpName: to}
-	if err := errors.Join(op.refuseOurs(to, r), refuseInUse(to)); err != nil {
+	if err := errors.Join(op.refuseOurs(to, r.Folder(), r.CacheDir()), refuseInUse(to)); err != nil {
 		return err
 	}
 	held, err := op.ledger.Intend(kindTarget, map[string]string{"path": to})

@@ -112,6 +112,9 @@ func (op *operation) fileTarget(ctx context.Context, r DumpRequest) (dumpTarget,
 	if err := mayReplace(path, r); err != nil {
 		return nil, err
 	}
+	if op.Folder != "" && within(path, op.Folder) {
+		return nil, &respaldo.Error{Kind: respaldo.Refused, What: path + " lies in the repository " + op.Folder, Hint: "name a place outside of it, or give --to repository"}
+	}
 	if r.Tool == mysql.ToolMydumper {
 		return op.folderTarget(ctx, path, r.Force)
 	}

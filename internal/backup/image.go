@@ -39,6 +39,20 @@ type openedImage struct {
 
 	Backup   *respaldo.Backup   // where it is one
 	Snapshot *respaldo.Snapshot // where it is one
+	lies     volume.Snapshot    // what the files lie on, if they do
+}
+
+// Valid is nil as long as what was read of the image is what the origin was. Ask after the
+// last byte: the files of a snapshot that has overflowed may still be answered from a cache.
+func (img openedImage) Valid(ctx context.Context) error {
+	if img.lies == nil {
+		return nil
+	}
+	fill, err := img.lies.Fill(ctx)
+	if err == nil && !fill.Valid {
+		err = &respaldo.Error{Kind: respaldo.SnapshotLost, What: "snapshot " + img.lies.Describe().Name + " has overflowed or is gone; what was read from it is worthless"}
+	}
+	return err
 }
 
 // withImage opens an image for the length of a call. While its files lie on a snapshot, the
@@ -79,7 +93,7 @@ func (op *operation) withNow(ctx context.Context, writable bool, use func(contex
 		}
 		d := f.snapshot.Describe()
 		op.Report.Step("opened", openedText(f.volume.Kind, writable))
-		return use(ctx, openedImage{Manifest: m, Dirs: f.dirs(root), Name: imageNow, What: "a snapshot taken now, " + d.Name, Snapshot: &d})
+		return use(ctx, openedImage{Manifest: m, Dirs: f.dirs(root), Name: imageNow, What: "a snapshot taken now, " + d.Name, Snapshot: &d, lies: view})
 	})
 }
 
@@ -135,7 +149,7 @@ func (op *operation) withKept(ctx context.Context, name string, writable bool, u
 		if err := op.gather(ctx, f); err != nil {
 			return err
 		}
-		img.Dirs = f.dirs(root)
+		img.Dirs, img.lies = f.dirs(root), view
 		return use(ctx, img)
 	}
 	if !writable || clones {

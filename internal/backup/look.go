@@ -169,6 +169,11 @@ func (op *operation) lookAtVolume(ctx context.Context, o *Outlook) error {
 			o.Covers = append(o.Covers, cover)
 		}
 	}
+	if o.Volume.Kind != respaldo.LVMThick {
+		if crowded := volume.Crowded(o.Volume.Kind, o.Volume.Name, o.Space.Fill, op.watchOptions(o.Volume.Kind, false)); crowded != "" {
+			o.Warnings = append(o.Warnings, crowded)
+		}
+	}
 	o.Pause, o.PauseFrom = op.expectedPause(o.Volume, o.Space)
 	if o.Pause > op.MaxLock.Seconds() {
 		o.Warnings = append(o.Warnings, fmt.Sprintf(

@@ -44,7 +44,8 @@ type Served struct {
 	Writable bool                 `json:"writable"`
 	Since    time.Time            `json:"since"`
 	Until    time.Time            `json:"until,omitzero"`
-	PID      int                  `json:"pid"` // of respaldo, not of the server
+	PID      int                  `json:"pid"`           // of respaldo, not of the server
+	Log      string               `json:"log,omitempty"` // where what it says goes, in the background
 }
 
 // Serve runs a private server on an image until ctx ends, the time has passed, or it cannot

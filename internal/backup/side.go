@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
@@ -132,4 +133,17 @@ func (s *Site) usedBy(name string) (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// refuseUsed refuses to take a kept snapshot away from under somebody.
+func (op *operation) refuseUsed(d respaldo.Snapshot) error {
+	user, err := op.usedBy(d.Name)
+	if err != nil || user == "" {
+		return err
+	}
+	e := &respaldo.Error{Kind: respaldo.Busy, What: "the snapshot " + d.Name + " is in use by " + user, Hint: "wait for that to end, or interrupt it"}
+	if strings.HasPrefix(user, "serve-") {
+		e.What, e.Hint = "the snapshot "+d.Name+" is served as "+user, "respaldo stop "+user
+	}
+	return e
 }

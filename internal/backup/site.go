@@ -44,12 +44,16 @@ type Site struct {
 	// Repository opens the repository. It is called when a story first needs it, before
 	// anything is acquired, so that a wrong password costs no snapshot.
 	Repository func(ctx context.Context) (*repo.Repo, error)
+	// Folder is the repository's directory where it is on this machine, and CacheDir where
+	// all repositories keep something at hand: no restore replaces either.
+	Folder, CacheDir string
 
 	Lock          respaldo.LockMode
 	MaxLock       time.Duration // waiting and holding together
 	SnapshotBytes int64         // thick LVM; 0: chosen from the free space
 	Prove         respaldo.ProveLevel
 	Keep          repo.Policy
+	KeepSnapshots repo.Policy // of snapshots that stay without a time of their own; zero keeps all
 	// PoolData and PoolMetadata are the fills of a thin pool, as fractions of one, at which
 	// a snapshot is given up. 0: the defaults.
 	PoolData, PoolMetadata float64

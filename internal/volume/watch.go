@@ -207,6 +207,29 @@ func Overdue(ctx context.Context, s Snapshot, o WatchOptions) (why string, err e
 	return "", nil
 }
 
+// margin is how far below the fill at which a snapshot is given up people are told.
+const margin = 0.10
+
+// Crowded warns that what holds a volume's snapshots is nearly as full as it may become, and
+// says what to do; "" while there is room. What names it: "snapshot NAME" on thick LVM, else
+// the volume.
+func Crowded(kind respaldo.VolumeKind, what string, f respaldo.Fill, o WatchOptions) string {
+	l := limitsFor(kind, o)
+	if f.Data < l.giveUpAt-margin && (kind == respaldo.LVMThick || f.Metadata < l.giveUpMetadataAt-margin) {
+		return ""
+	}
+	of := func(fill, limit float64) string { return fmt.Sprintf("%.0f%% of at most %.0f%%", fill*100, limit*100) }
+	switch kind {
+	case respaldo.LVMThick:
+		return fmt.Sprintf("%s is %.0f%% full, and worthless when it is full: remove it when it is of no more use, or extend it with lvextend", what, f.Data*100)
+	case respaldo.LVMThin:
+		return fmt.Sprintf("the thin pool of %s fills up: data %s, metadata %s; then snapshots go, since a full pool stops the server. Extend it with lvextend (--poolmetadatasize for metadata), or remove snapshots",
+			what, of(f.Data, l.giveUpAt), of(f.Metadata, l.giveUpMetadataAt))
+	}
+	return fmt.Sprintf("the filesystem of %s fills up: data %s, metadata %s; a full one stops the server. Give it more space, or remove snapshots",
+		what, of(f.Data, l.giveUpAt), of(f.Metadata, l.giveUpMetadataAt))
+}
+
 // limits are the fills at which something is done.
 type limits struct {
 	extendAt, giveUpAt, giveUpMetadataAt float64
