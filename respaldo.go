@@ -267,15 +267,26 @@ type Manifest struct {
 	Volume     Volume    `json:"volume"`
 	Quiesced   Quiesced  `json:"quiesced"`
 	Proof      Proof     `json:"proof"`
-	BinlogOn   bool      `json:"binlog_on"`
-	Encrypted  bool      `json:"encrypted"` // some of its tables are; the keyring is among the places
-	Lost       []string  `json:"lost,omitempty"`
+	// Dump is set where this is no image but a logical dump of one. All else is the image's,
+	// of whose places a dump has none.
+	Dump      *Dump    `json:"dump,omitempty"`
+	BinlogOn  bool     `json:"binlog_on"`
+	Encrypted bool     `json:"encrypted"` // some of its tables are; the keyring is among the places
+	Lost      []string `json:"lost,omitempty"`
 	// Variables are all global variables, passwords among them as "***". On the day of the
 	// restore there is nobody left to ask.
 	Variables map[string]string `json:"variables"`
 	// Program that ran the server: argv up to the first option, and the environment
 	// that its loader needs (LD_PRELOAD, LD_LIBRARY_PATH).
 	Binary Binary `json:"binary"`
+}
+
+// Dump describes a logical dump.
+type Dump struct {
+	Image     string   `json:"image"` // what it was dumped from, for people
+	Tool      string   `json:"tool"`  // "mariadb-dump 10.11.14"
+	Databases []string `json:"databases,omitempty"`
+	Tables    []string `json:"tables,omitempty"` // neither: all, users and grants included
 }
 
 // Binary is how to start a server program: Argv without any server options.
@@ -303,4 +314,5 @@ type Progress struct {
 	Done  int64 // bytes
 	Total int64
 	Files int
+	Item  string // what it is at, if that tells anybody anything: a table
 }

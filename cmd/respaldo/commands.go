@@ -5,7 +5,7 @@ import "github.com/spf13/cobra"
 // commands are what respaldo can do, in the order of the help.
 func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
-		newCheckCmd(a), newBackupCmd(a), newSnapshotCmd(a),
+		newCheckCmd(a), newBackupCmd(a), newSnapshotCmd(a), newDumpCmd(a),
 		newListCmd(a), newShowCmd(a), newRestoreCmd(a), newServeCmd(a), newStopCmd(a), newRollbackCmd(a),
 		newPrepareCmd(a), newInitCmd(a), newVerifyCmd(a), newPruneCmd(a), newCleanupCmd(a), newStatusCmd(a),
 	}

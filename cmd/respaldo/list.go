@@ -25,8 +25,8 @@ func newListCmd(a *app) *cobra.Command {
 		Aliases: []string{"ls"},
 		GroupID: groupRestore,
 		Short:   "List the backups in the repository, and what is being served",
-		Long: `Lists the backups in the repository, oldest first: of the server that --server names,
-or of all servers of all hosts; and the servers that respaldo serve runs on this machine.
+		Long: `Lists the backups in the repository, images and dumps, oldest first: of the server that
+--server names, or of all servers of all hosts; and the servers that respaldo serve runs on this machine.
 --served lists only these, and with --json too. Snapshots on this machine are listed by
 respaldo snapshot list; that one's storage fills up is said here as well.`,
 		Example: `  respaldo list
@@ -118,14 +118,22 @@ func showBackups(p *page, backups []respaldo.Backup) {
 		p.printf("There are no backups yet. Make one: respaldo backup\n")
 		return
 	}
-	t := newTable(left("BACKUP"), flexible("SERVER"), left("TAKEN"), left("COORDINATES"),
+	t := newTable(left("BACKUP"), flexible("SERVER"), left("KIND"), left("TAKEN"), left("COORDINATES"),
 		right("SIZE"), right("STORED"), right("HELD"), left("PROOF"))
 	for _, b := range backups {
 		m := b.Manifest
-		t.row(b.ID[:min(shortID, len(b.ID))], m.Server+"@"+m.Host, m.Taken.Local().Format("2006-01-02 15:04"), m.Quiesced.Coordinates.String(),
+		t.row(b.ID[:min(shortID, len(b.ID))], m.Server+"@"+m.Host, kindOf(m), m.Taken.Local().Format("2006-01-02 15:04"), m.Quiesced.Coordinates.String(),
 			backup.FormatBytes(b.Bytes), backup.FormatBytes(b.Stored), backup.FormatSeconds(m.Quiesced.HeldSeconds), proofWord(m.Proof))
 	}
 	p.table(t)
+}
+
+// kindOf is what an object in the repository is.
+func kindOf(m respaldo.Manifest) string {
+	if m.Dump != nil {
+		return "dump"
+	}
+	return "image"
 }
 
 func proofWord(proof respaldo.Proof) string {

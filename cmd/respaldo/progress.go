@@ -91,6 +91,9 @@ func (p *progress) Progress(at respaldo.Progress) {
 		if at.Files > 0 {
 			attrs = append(attrs, "files", at.Files)
 		}
+		if at.Item != "" {
+			attrs = append(attrs, "at", at.Item)
+		}
 		if rate := p.meter.rate(); rate > 0 {
 			attrs = append(attrs, "rate", backup.FormatBytes(int64(rate))+"/s")
 		}
@@ -201,6 +204,9 @@ func (m *meter) text(at respaldo.Progress) string {
 	}
 	if left, known := m.remaining(at.Total); known {
 		text += ", " + backup.FormatDuration(left.Round(time.Second)) + " left"
+	}
+	if at.Item != "" {
+		text += ", " + at.Item
 	}
 	return text
 }

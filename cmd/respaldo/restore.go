@@ -72,6 +72,10 @@ func showRestored(p *page, done backup.Restored) {
 		f.field(name, done.Targets[name])
 	}
 	p.table(f)
+	if len(done.DumpFiles) > 0 {
+		p.printf("\nIt is a dump: load it with mysql or mariadb, or what mydumper wrote with myloader.\n\n%s\n", strings.Join(done.DumpFiles, "\n"))
+		return
+	}
 	for _, w := range done.Warnings {
 		p.printf("\nnote: %s\n", w)
 	}

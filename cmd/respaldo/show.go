@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"github.com/respaldo-backup/respaldo/internal/backup"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -50,10 +51,15 @@ func showBackup(p *page, b respaldo.Backup) {
 	for _, u := range q.Coordinates.Upstream {
 		f.field("replica of", fmt.Sprintf("%s:%d, applied up to %s:%d", u.Host, u.Port, u.File, u.Position))
 	}
+	if d := m.Dump; d != nil {
+		f.field("dump", fmt.Sprintf("of %s, by %s, of %s", dumpedText(*d), d.Tool, d.Image))
+	}
 	f.field("timeline", m.Timeline)
 	f.field("volume", fmt.Sprintf("%s (%s), %s", m.Volume.Name, m.Volume.Kind, m.Volume.FSType))
 	f.field("lock", fmt.Sprintf("%s, writers held %s after waiting %s", q.Mode, backup.FormatSeconds(q.HeldSeconds), backup.FormatSeconds(q.WaitedSeconds)))
-	f.field("proof", proofText(m.Proof))
+	if m.Dump == nil {
+		f.field("proof", proofText(m.Proof))
+	}
 	f.field("size", fmt.Sprintf("%s in %d files; %s read, %s stored", backup.FormatBytes(b.Bytes), b.Files, backup.FormatBytes(b.Read), backup.FormatBytes(b.Stored)))
 	f.field("made", fmt.Sprintf("in %s by respaldo %s", backup.FormatDuration(b.End.Sub(b.Start)), m.Program))
 	f.field("variables", strconv.Itoa(len(m.Variables))+" (--json shows them)")
@@ -61,6 +67,9 @@ func showBackup(p *page, b respaldo.Backup) {
 		f.field("not in it", lost)
 	}
 	p.table(f)
+	if m.Dump != nil {
+		return
+	}
 	p.printf("\n")
 	t := newTable(left("PLACE"), flexible("WAS AT"), left("STORED AS"))
 	for _, place := range m.Layout.Places {
@@ -74,4 +83,15 @@ func showBackup(p *page, b respaldo.Backup) {
 		t.row(string(place.Role), place.Path, stored)
 	}
 	p.table(t)
+}
+
+// dumpedText is what of the server a dump holds.
+func dumpedText(d respaldo.Dump) string {
+	switch {
+	case len(d.Databases) > 0:
+		return "the databases " + strings.Join(d.Databases, ", ")
+	case len(d.Tables) > 0:
+		return "the tables " + strings.Join(d.Tables, ", ")
+	}
+	return "everything"
 }

@@ -289,6 +289,10 @@ func (op *operation) fetch(ctx context.Context, request imageRequest, dir string
 	if err != nil {
 		return img, err
 	}
+	if b.Manifest.Dump != nil {
+		return img, &respaldo.Error{Kind: respaldo.Usage, What: b.ID + " is a dump, and no image",
+			Hint: "load it into a server: respaldo restore " + b.ID + " --to DIR writes the file"}
+	}
 	return op.restoreImage(ctx, repository, b, dir)
 }
 

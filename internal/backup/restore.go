@@ -40,8 +40,10 @@ type Restored struct {
 	Seconds float64           `json:"seconds"`
 	// Options are the lines that an option file needs for this data directory, where they
 	// differ from the server's defaults.
-	Options  []string `json:"options"`
-	Warnings []string `json:"warnings,omitempty"`
+	Options []string `json:"options"`
+	// DumpFiles are set where it was a dump: what to load, and no server runs on them.
+	DumpFiles []string `json:"dump_files,omitempty"`
+	Warnings  []string `json:"warnings,omitempty"`
 }
 
 // Restore writes an image into a directory, on disk when it returns. Until it is complete
@@ -66,6 +68,9 @@ func (s *Site) Restore(ctx context.Context, request RestoreRequest) (done Restor
 		return done, err
 	}
 	done.Image = done.Backup.ID
+	if done.Backup.Manifest.Dump != nil {
+		return done, op.restoreDump(ctx, repository, request, &done)
+	}
 	if err := op.chooseTargets(request, repository.Folder(), repository.CacheDir(), &done); err != nil {
 		return done, err
 	}

@@ -22,10 +22,11 @@ const (
 	kindMount    ledger.Kind = "mount"
 	kindScratch  ledger.Kind = "scratch"
 	kindInstance ledger.Kind = "instance"
-	kindTarget   ledger.Kind = "target" // a directory that a restore writes into
-	kindUse      ledger.Kind = "use"    // of a kept snapshot, which must stay meanwhile
-	kindServed   ledger.Kind = "served" // a private server that people use
-	kindLink     ledger.Kind = "link"   // to its socket, where the user wanted it
+	kindTarget   ledger.Kind = "target"  // a directory that a restore writes into
+	kindUse      ledger.Kind = "use"     // of a kept snapshot, which must stay meanwhile
+	kindServed   ledger.Kind = "served"  // a private server that people use
+	kindLink     ledger.Kind = "link"    // to its socket, where the user wanted it
+	kindPartial  ledger.Kind = "partial" // a dump's file, or mydumper's directory, that is not whole
 )
 
 // Leftover is one thing of ours that outlived its operation.
@@ -91,7 +92,7 @@ func (op *operation) sweep(ctx context.Context) (swept Swept, err error) {
 		return swept, joinErrors(err, failed) // what would be swept may be the server's own volume
 	}
 	for _, step := range []func(context.Context, []ledger.Entry, *Swept) error{
-		op.killInstances, op.unmountAll, op.removeSnapshots, op.removeScratch, op.removeLinks,
+		op.killInstances, op.unmountAll, op.removeSnapshots, op.removeScratch, op.removeLinks, op.removePartials,
 	} {
 		err = joinErrors(err, step(ctx, leftovers, &swept))
 	}
@@ -230,6 +231,24 @@ func (op *operation) removeLinks(_ context.Context, entries []ledger.Entry, swep
 			continue
 		}
 		swept.removed("link", e.Attrs["path"])
+	}
+	return failed
+}
+
+// removePartials removes what of a dump there was. It lies where the user wanted the dump,
+// so only what has our suffix goes.
+func (op *operation) removePartials(_ context.Context, entries []ledger.Entry, swept *Swept) error {
+	var failed error
+	for _, e := range entries {
+		path := e.Attrs["path"]
+		if e.Kind != kindPartial || !strings.HasSuffix(path, partialSuffix) || !exists(path) {
+			continue
+		}
+		if err := os.RemoveAll(path); err != nil {
+			failed = joinErrors(failed, err)
+			continue
+		}
+		swept.removed("unfinished dump", path)
 	}
 	return failed
 }

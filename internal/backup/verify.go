@@ -96,7 +96,7 @@ func (op *operation) verifyOne(ctx context.Context, r *repo.Repo, b respaldo.Bac
 	}
 	if err == nil {
 		op.Report.Step("read back", b.ID)
-		if start {
+		if start && b.Manifest.Dump == nil { // a dump is read back, and that is all
 			err = op.proveFromRepository(ctx, r, b, &v)
 		}
 	}

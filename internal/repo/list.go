@@ -17,7 +17,7 @@ import (
 	"github.com/respaldo-backup/respaldo"
 )
 
-// Latest is what Find takes for a server's newest backup.
+// Latest is what Find takes for a server's newest backup. A dump is none.
 const Latest = "latest"
 
 // shortID is how many characters of an ID messages show; Find takes any unique prefix.
@@ -86,7 +86,7 @@ func describe(id string, man *snapshot.Manifest) respaldo.Backup {
 		s.Manifest.Format = n
 	}
 	if s.Manifest.Server == "" {
-		s.Manifest.Server = man.Source.Path
+		s.Manifest.Server = strings.TrimSuffix(man.Source.Path, dumpsSource)
 	}
 	return respaldo.Backup{ID: id, Manifest: s.Manifest, Start: man.StartTime.ToTime(), End: man.EndTime.ToTime(),
 		Bytes: s.Bytes, Files: s.Files, Stored: s.Stored, Read: s.Read, Pinned: len(man.Pins) > 0}
@@ -122,6 +122,11 @@ func (r *Repo) find(ctx context.Context, server, id string) (entry, error) {
 	}
 	var hits []entry
 	if id == Latest {
+		list = slices.DeleteFunc(list, func(e entry) bool { return e.backup.Manifest.Dump != nil })
+		if len(list) == 0 {
+			return entry{}, &respaldo.Error{Kind: respaldo.NotFound, What: "there are dumps" + of + " in " + r.where.name + ", but no backup",
+				Hint: "name a dump by its ID, see respaldo list; respaldo backup makes a backup"}
+		}
 		last, err := r.latest(list)
 		if err != nil {
 			return entry{}, err

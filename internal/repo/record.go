@@ -25,6 +25,9 @@ const (
 	tagProof       = "tag:proof"
 )
 
+// dumpsSource is added to the server's name in the kopia source of its dumps.
+const dumpsSource = "/dumps"
+
 // summary is what List needs to know, so that it need not open a thousand trees.
 type summary struct {
 	Manifest respaldo.Manifest `json:"manifest"` // without Variables
@@ -62,6 +65,10 @@ func (r *Repo) Record(ctx context.Context, saved *Saved, m respaldo.Manifest) (r
 		if err != nil {
 			return err
 		}
+		source := saved.Server
+		if m.Dump != nil {
+			source += dumpsSource
+		}
 		short := m
 		short.Variables = nil
 		text, err := json.Marshal(summary{short, saved.Bytes, saved.Files, saved.Stored, saved.Read})
@@ -69,7 +76,7 @@ func (r *Repo) Record(ctx context.Context, saved *Saved, m respaldo.Manifest) (r
 			return err
 		}
 		man := &snapshot.Manifest{
-			Source:      snapshot.SourceInfo{UserName: kopiaUser, Host: r.opts.Host, Path: saved.Server},
+			Source:      snapshot.SourceInfo{UserName: kopiaUser, Host: r.opts.Host, Path: source},
 			Description: fmt.Sprintf("%s, %s at %s", saved.Server, m.Version, m.Quiesced.Coordinates),
 			StartTime:   kfs.UTCTimestampFromTime(saved.Start),
 			EndTime:     kfs.UTCTimestampFromTime(backup.End),

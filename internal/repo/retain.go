@@ -23,13 +23,17 @@ type Kept struct {
 	Reasons []string        `json:"reasons"`
 }
 
-// Retain splits backups by the policy, each server for itself; both results
-// are oldest first. Within a period a proved backup goes before an unproved one. Always
+// Retain splits backups by the policy, each server for itself and its dumps apart; both
+// results are oldest first. Within a period a proved backup goes before an unproved one. Always
 // kept are pinned ones, those of a newer format, and a server's newest proved one.
 func Retain(p Policy, backups []respaldo.Backup) (keep []Kept, forget []respaldo.Backup) {
 	servers := map[string][]respaldo.Backup{}
 	for _, b := range backups {
-		servers[identity(b.Manifest)] = append(servers[identity(b.Manifest)], b)
+		of := identity(b.Manifest)
+		if b.Manifest.Dump != nil {
+			of += dumpsSource
+		}
+		servers[of] = append(servers[of], b)
 	}
 	for _, list := range servers {
 		reasons := p.judge(list)

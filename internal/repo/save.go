@@ -87,7 +87,7 @@ func (r *Repo) Save(ctx context.Context, server string, t Tree, progress func(re
 		return nil, r.where.explain("cannot write into the repository", err)
 	}
 	u.progress.finish()
-	saved.End, saved.Bytes, saved.Files = time.Now(), s.bytes, u.files
+	saved.End, saved.Bytes, saved.Files = time.Now(), s.bytes+u.streamed.Load(), u.files
 	saved.Read, saved.Stored = u.progress.done.Load(), stored.Load()
 	return saved, nil
 }
@@ -117,6 +117,7 @@ type upload struct {
 	progress *progress
 	async    int
 	files    int
+	streamed atomic.Int64 // bytes of what had no length when it was listed
 
 	flushing  sync.Mutex
 	unflushed atomic.Int64
@@ -170,9 +171,19 @@ func (u *upload) file(ctx context.Context, n *node) error {
 	if n.info.mode.IsRegular() {
 		kind, o.Compressor, o.Splitter, o.AsyncWrites = snapshot.EntryTypeFile, compressor, chunkSplitter, u.async
 	}
+	if n.stream != nil {
+		o.Splitter = streamSplitter
+	}
 	w := u.w.NewObjectWriter(ctx, o)
 	defer w.Close()
-	if n.data != nil {
+	if n.stream != nil {
+		total, err := u.pump(ctx, w, n.stream)
+		if err != nil {
+			return err
+		}
+		n.info.size = total
+		u.streamed.Add(total)
+	} else if n.data != nil {
 		if _, err := w.Write(n.data); err != nil {
 			return err
 		}
@@ -206,29 +217,9 @@ func (u *upload) copy(ctx context.Context, w io.Writer, n *node) error {
 	}
 	defer f.Close()
 	unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL)
-	buf := readBuffers.Get().(*[]byte)
-	defer readBuffers.Put(buf)
-	var total int64
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		got, err := f.Read(*buf)
-		if got > 0 {
-			if _, err := w.Write((*buf)[:got]); err != nil {
-				return err
-			}
-			total += int64(got)
-			u.progress.add(int64(got))
-			if err := u.flushNow(ctx, int64(got)); err != nil {
-				return err
-			}
-		}
-		if err == io.EOF {
-			break
-		} else if err != nil {
-			return &localError{err}
-		}
+	total, err := u.pump(ctx, w, f)
+	if err != nil {
+		return err
 	}
 	if total != n.info.size {
 		return &localError{&respaldo.Error{Kind: respaldo.Failed,
@@ -236,6 +227,33 @@ func (u *upload) copy(ctx context.Context, w io.Writer, n *node) error {
 			Hint: "what is saved must not be written to: save a snapshot", Err: errChanged}}
 	}
 	return nil
+}
+
+// pump writes all that r has, and returns how much that was.
+func (u *upload) pump(ctx context.Context, w io.Writer, r io.Reader) (total int64, err error) {
+	buf := readBuffers.Get().(*[]byte)
+	defer readBuffers.Put(buf)
+	for {
+		if err := ctx.Err(); err != nil {
+			return total, err
+		}
+		got, err := r.Read(*buf)
+		if got > 0 {
+			if _, err := w.Write((*buf)[:got]); err != nil {
+				return total, err
+			}
+			total += int64(got)
+			u.progress.add(int64(got))
+			if err := u.flushNow(ctx, int64(got)); err != nil {
+				return total, err
+			}
+		}
+		if err == io.EOF {
+			return total, nil
+		} else if err != nil {
+			return total, &localError{err}
+		}
+	}
 }
 
 func (u *upload) flushNow(ctx context.Context, n int64) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/user"
@@ -40,6 +41,9 @@ type TreeEntry struct {
 	// are saved as symlinks.
 	Path string
 	Data []byte // instead of Path: the content of a file
+	// Stream, instead of Path, is read to its end: a file of a length that nobody knows yet.
+	// Its error is the save's.
+	Stream io.Reader
 }
 
 // fileTable is respaldo-files.json: what of the files kopia does not keep.
@@ -57,6 +61,7 @@ type node struct {
 	stored   string // in the backup, for messages
 	info     meta
 	data     []byte
+	stream   io.Reader
 	top      bool // it is what a TreeEntry names
 	children []*node
 	entry    *snapshot.DirEntry // set once it is saved
@@ -105,7 +110,7 @@ func scanTree(ctx context.Context, t Tree, now time.Time) (*scan, error) {
 				i = len(parent.children)
 				parent.children = append(parent.children, &node{name: part, stored: path.Join(parent.stored, part), info: virtual})
 			}
-			if parent = parent.children[i]; parent.path != "" || parent.data != nil {
+			if parent = parent.children[i]; parent.path != "" || parent.data != nil || parent.stream != nil {
 				return nil, fmt.Errorf("entry %q of a backup lies inside entry %q", e.Name, parent.stored)
 			}
 		}
@@ -114,7 +119,9 @@ func scanTree(ctx context.Context, t Tree, now time.Time) (*scan, error) {
 		}
 		n := &node{name: base, stored: e.Name, path: e.Path, top: true}
 		if e.Path == "" {
-			n.data = append([]byte{}, e.Data...)
+			if n.stream = e.Stream; n.stream == nil {
+				n.data = append([]byte{}, e.Data...)
+			}
 			n.info = virtual
 			n.info.mode, n.info.size = 0o600, int64(len(e.Data))
 			s.files = append(s.files, n)
