@@ -50,7 +50,7 @@ func TestCrash(t *testing.T) {
 			c := newCrash(t, stand[0], stand[1])
 			thick := stand[0] == "thick-ext4"
 			if thick && !soak { // a sample: TestServe kills one, too
-				c.Steps = append(c.Steps, sample(c.sides(), "serve snapshot.taken", "copy restore.writing")...)
+				c.Steps = append(c.Steps, stepsNamed(c.sides(), "serve snapshot.taken", "copy restore.writing")...)
 			}
 			c.within("killed", func() { c.killEverywhere(thick, swept) })
 			if thick || soak {
@@ -64,8 +64,8 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// sample picks the steps with these names.
-func sample(steps []step, names ...string) []step {
+// stepsNamed picks the steps with these names.
+func stepsNamed(steps []step, names ...string) []step {
 	return slices.DeleteFunc(steps, func(s step) bool { return !slices.Contains(names, s.String()) })
 }
 
