@@ -54,7 +54,7 @@ func TestWhichIsStopped(t *testing.T) {
 		{kind: respaldo.NotFound},
 		{all: true},
 	} {
-		got, err := chooseServed(c.list, c.name, c.all)
+		got, err := ChooseServed(c.list, c.name, c.all)
 		if len(got) != c.n || (err != nil) != (c.kind != 0) || err != nil && respaldo.KindOf(err) != c.kind {
 			t.Errorf("%+v: %v, %v", c, got, err)
 		}
