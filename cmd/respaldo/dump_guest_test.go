@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -53,9 +52,7 @@ func TestDump(t *testing.T) {
 func (s *stand) dump(args ...string) backup.Dumped {
 	s.t.Helper()
 	var done backup.Dumped
-	o := s.ok(append(s.dumping(args...), "--json")...)
-	s.t.Log(o.stderr)
-	json.Unmarshal([]byte(o.stdout), &done)
+	s.into(&done, s.dumping(args...)...)
 	return done
 }
 
@@ -121,7 +118,7 @@ func (s *stand) wholeLoad(db *sql.DB, database string, writers int) guest.Progre
 }
 
 // loadPace is how often each writer commits: a guest has one CPU, and dumping is work for it.
-const loadPace = 100 * time.Millisecond
+const loadPace = 500 * time.Millisecond
 
 // dumpsOfOneMoment: two tables under a load, by standard output, into another database.
 func (s *stand) dumpsOfOneMoment() {
@@ -205,9 +202,12 @@ func (s *stand) dumpInterrupted(image, file string) {
 			s.t.Errorf("%s: %v is left, or the old dump is not what it was", fault, left)
 		}
 	}
-	o := s.run([]string{"RESPALDO_FAULT=term:dump.written"}, "dump", image, "--databases", "shop", "--to", "-")
-	if strings.Contains(o.stdout, "-- Dump completed") && o.code != 0 {
-		s.t.Error("a dump that fails says of itself that it is complete")
+	small := workDir(s.t)
+	guest.Run(s.t, "mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small)
+	defer guest.Run(s.t, "umount", small)
+	o := s.fails(int(respaldo.Failed), "dump", image, "--to", small+"/all.sql")
+	if left, _ := os.ReadDir(small); len(left) > 0 || !strings.Contains(o.stderr, "no space left") || !strings.Contains(o.stderr, "make room there") {
+		s.t.Errorf("on a full disk %v is left, and it says\n%s", left, o.stderr)
 	}
 }
 
@@ -218,8 +218,8 @@ func (s *stand) dumpReplicates() {
 	s.server.Exec(t, "CREATE USER repl@'127.0.0.1' IDENTIFIED BY 'repl'", "GRANT REPLICATION SLAVE ON *.* TO repl@'127.0.0.1'")
 	load := guest.StartLoadEvery(t, s.server, 2, loadPace)
 	load.Moves(t, testLimit)
-	file := s.dir + "/all.sql.zst"
-	s.dump("--to", file)
+	file := s.dir + "/both.sql.zst"
+	s.dump("--databases", "shop,labload", "--to", file)
 	load.Moves(t, testLimit)
 	if err := load.Stop(); err != nil {
 		t.Error(err)
