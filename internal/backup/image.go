@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
@@ -124,7 +125,8 @@ func (op *operation) freezeNow(ctx context.Context) (*frozen, respaldo.Manifest,
 func (op *operation) withKept(ctx context.Context, name string, writable bool, use func(context.Context, openedImage) error) error {
 	// Noted first: whoever would remove the snapshot looks for this.
 	attrs := map[string]string{"name": name}
-	if _, err := op.ledger.Acquire(ctx, kindUse, attrs, func(*ledger.Held) error { return nil }, func(context.Context) error { return nil }); err != nil {
+	used, err := op.ledger.Acquire(ctx, kindUse, attrs, func(*ledger.Held) error { return nil }, func(context.Context) error { return nil })
+	if err != nil {
 		return err
 	}
 	f, m, err := op.thaw(ctx, name)
@@ -164,6 +166,9 @@ func (op *operation) withKept(ctx context.Context, name string, writable bool, u
 	})
 	if err == nil {
 		err = mounted.Release(ctx)
+	}
+	if err == nil {
+		err = used.Release(ctx) // the copy is all that is needed
 	}
 	if err != nil {
 		return err
@@ -318,7 +323,7 @@ func (op *operation) restoreImage(ctx context.Context, r *repo.Repo, b respaldo.
 func (op *operation) watched(ctx context.Context, f *frozen, s volume.Snapshot, kept bool, do func(context.Context) error) error {
 	watching, stillValid := volume.Watch(ctx, s, op.watchOptions(f.volume.Kind, kept))
 	err := do(watching)
-	if lost := stillValid(); lost != nil {
+	if lost := stillValid(); lost != nil && !errors.Is(err, lost) {
 		return joinErrors(lost, err) // why the rest failed, if it did
 	}
 	return err
