@@ -180,6 +180,11 @@ func TestMydumperThroughTheRepository(t *testing.T) {
 		t.Errorf("%+v, %v", restored, err)
 	}
 	r.Repository, r.Tool, r.File = false, "", dir+".sql"
+	again := r
+	again.Image = done.Backup.ID
+	if _, err := s.Dump(t.Context(), again); respaldo.KindOf(err) != respaldo.Usage || !strings.Contains(err.Error(), "is a dump") {
+		t.Errorf("a dump of a dump: %v", err)
+	}
 	if _, err := s.Dump(t.Context(), r); respaldo.KindOf(err) != respaldo.Usage || exists(dir+".sql") {
 		t.Errorf("mydumper, and a file: %v", err)
 	}
