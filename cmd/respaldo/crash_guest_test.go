@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -34,7 +35,7 @@ const (
 
 // step is a crash point of an operation, as RESPALDO_FAULT wants it: "mount.acquired#2".
 type step struct {
-	Operation string `json:"operation"` // "backup", "restore", "serve" or "copy"
+	Operation string `json:"operation"` // "backup", "restore", "serve", "dump" or "copy"
 	Point     string `json:"point"`
 	// Recorded tells that a backup has become visible before this step.
 	Recorded bool `json:"recorded,omitempty"`
@@ -94,8 +95,15 @@ func (c *crash) sides() []step {
 		copied[i].Operation = "copy"
 	}
 	c.removeTarget(c.target(0))
-	return append(served, copied...)
+	return slices.Concat(served, copied, c.traced(c.dumpArgs()...))
 }
+
+// dumpArgs are of a dump that takes the place of the one before.
+func (c *crash) dumpArgs() []string {
+	return c.dumping("--databases", "shop", "--to", c.dumpFile(), "--force")
+}
+
+func (c *crash) dumpFile() string { return c.Dir + "/dump.sql" }
 
 // serveArgs end by themselves as soon as the server can be used.
 var serveArgs = []string{"serve", "now", "--ttl", "1ms"}
@@ -164,6 +172,8 @@ func (c *crash) args(n int) []string {
 		return []string{"restore", "now", "--to", c.target(n)}
 	case "serve":
 		return serveArgs
+	case "dump":
+		return c.dumpArgs()
 	}
 	return []string{"backup"}
 }
@@ -176,7 +186,14 @@ func (c *crash) repaired(n int) {
 	restores := s.Operation == "restore" || s.Operation == "copy"
 	half := restores && repo.Incomplete(c.target(n))
 	swept := c.cleaned()
-	if s.Operation == "serve" {
+	if s.Operation == "dump" {
+		text := c.readDump(c.dumpFile())
+		end, half := text[max(0, len(text)-100):], c.dumpFile()+".partial"
+		if _, err := os.Stat(half); !bytes.Contains(end, []byte("-- Dump completed")) || !errors.Is(err, fs.ErrNotExist) {
+			c.t.Errorf("the dump is not whole, or half of one is beside it (%v); it ends with %q", err, end)
+		}
+	}
+	if s.Operation == "serve" || s.Operation == "dump" {
 		return
 	}
 	if restores {

@@ -50,7 +50,7 @@ func TestCrash(t *testing.T) {
 			c := newCrash(t, stand[0], stand[1])
 			thick := stand[0] == "thick-ext4"
 			if thick && !soak { // a sample: TestServe kills one, too
-				c.Steps = append(c.Steps, stepsNamed(c.sides(), "serve snapshot.taken", "copy restore.writing")...)
+				c.Steps = append(c.Steps, stepsNamed(c.sides(), "serve snapshot.taken", "copy restore.writing", "dump dump.writing")...)
 			}
 			c.within("killed", func() { c.killEverywhere(thick, swept) })
 			if thick || soak {
@@ -72,7 +72,7 @@ func stepsNamed(steps []step, names ...string) []step {
 // killEverywhere kills respaldo at each step that is this stand's to sweep.
 func (c *crash) killEverywhere(alternate bool, swept map[step]bool) {
 	for n, s := range c.Steps {
-		beside := s.Operation == "serve" || s.Operation == "copy"
+		beside := s.Operation == "serve" || s.Operation == "copy" || s.Operation == "dump"
 		if !soak && !beside && (swept[s] || alternate && n%2 == 1) {
 			continue
 		}

@@ -64,10 +64,14 @@ a directory.`,
 				return err
 			}
 			done, err := site.Dump(cmd.Context(), request)
-			if err != nil || to == "-" {
+			if done.File == "" && done.Backup == nil { // failed, or on standard output
 				return err
 			}
-			return a.show(done, func(p *page) { showDumped(p, done) })
+			// It is whole: it is shown even when something could not be released after it.
+			if showErr := a.show(done, func(p *page) { showDumped(p, done) }); err == nil {
+				err = showErr
+			}
+			return err
 		},
 	}
 	f := cmd.Flags()

@@ -25,9 +25,9 @@ func newListCmd(a *app) *cobra.Command {
 		GroupID: groupRestore,
 		Short:   "List the backups in the repository, and what is being served",
 		Long: `Lists the backups in the repository, images and dumps, oldest first: of the server that
---server names, or of all servers of all hosts; and the servers that respaldo serve runs on this machine.
---served lists only these, and with --json too. Snapshots on this machine are listed by
-respaldo snapshot list; that one's storage fills up is said here as well.`,
+--server names, or of all servers of all hosts; and the servers that respaldo serve runs
+on this machine. --served lists only these, and with --json too. Snapshots on this machine
+are listed by respaldo snapshot list; that one's storage fills up is said here as well.`,
 		Example: `  respaldo list
   respaldo list --server shop --json
   respaldo list --served`,

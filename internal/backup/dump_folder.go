@@ -33,13 +33,16 @@ func (d *folderDump) keep(_ context.Context, job *dumpJob) error {
 	if err := syncTree(d.path + partialSuffix); err != nil {
 		return err
 	}
-	job.done.File = d.path
 	if d.force {
 		if err := d.op.refuseForeignFolder(d.path); err != nil {
 			return err
 		}
 	}
-	return d.op.settlePartial(d.path, d.force, d.held)
+	err := d.op.settlePartial(d.path, d.force, d.held)
+	if err == nil {
+		job.done.File = d.path
+	}
+	return err
 }
 
 // refuseForeignFolder makes way for a new dump where there is an older one, and removes

@@ -185,8 +185,11 @@ func (d *fileDump) keep(ctx context.Context, job *dumpJob) error {
 		return &respaldo.Error{Kind: respaldo.Failed, What: "cannot write the dump to " + d.file.Name(), Hint: "make room there, or write it elsewhere", Err: err}
 	}
 	d.file = nil
-	job.done.File = d.path
-	return d.op.settlePartial(d.path, d.force, d.held)
+	err := d.op.settlePartial(d.path, d.force, d.held)
+	if err == nil {
+		job.done.File = d.path
+	}
+	return err
 }
 
 // settlePartial gives a partial file or directory, which is on disk, its name.
@@ -267,10 +270,10 @@ func (d *repositoryDump) keep(ctx context.Context, job *dumpJob) error {
 		job.done.Forgotten = main.retain(ctx, d.repository, b)
 		return nil
 	})
-	if respaldo.KindOf(err) == respaldo.Busy {
-		err = nil
+	if err != nil && respaldo.KindOf(err) != respaldo.Busy {
+		d.op.Report.Warn("the dump is safe, but old ones could not be let go: " + err.Error())
 	}
-	return err
+	return nil
 }
 
 func (d *repositoryDump) close(ctx context.Context, err *error) {

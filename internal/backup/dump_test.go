@@ -149,6 +149,47 @@ func (s *Site) dumps(t *testing.T) (n int) {
 	return n
 }
 
+// mydumper's directory appears whole, too, takes the place of an older one only, and goes to
+// the repository and back.
+func TestMydumperThroughTheRepository(t *testing.T) {
+	s := dumpSite(t)
+	path, err := servers.Mydumper(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "dump")
+	r := DumpRequest{Image: "latest", Databases: []string{"mysql"}, Tool: "mydumper", Program: path, File: dir}
+	done, err := s.Dump(t.Context(), r)
+	if err != nil || done.Tables < 20 || done.File != dir || !exists(dir+"/metadata") || exists(dir+partialSuffix) {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	if r.Force = true; os.Remove(dir+"/respaldo.txt") != nil {
+		t.Error("it does not say what it is of")
+	}
+	if _, err := s.Dump(t.Context(), r); respaldo.KindOf(err) != respaldo.Refused || !exists(dir+"/metadata") {
+		t.Errorf("over somebody's directory: %v", err)
+	}
+	r.File, r.Repository = "", true
+	done, err = s.Dump(t.Context(), r)
+	if err != nil || s.dumps(t) != 1 {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	back := filepath.Join(t.TempDir(), "back")
+	restored, err := s.Restore(t.Context(), RestoreRequest{ID: done.Backup.ID, To: back})
+	if err != nil || len(restored.DumpFiles) < 20 || !exists(back+"/metadata") || !exists(back+"/respaldo.txt") {
+		t.Errorf("%+v, %v", restored, err)
+	}
+	r.Repository, r.Tool, r.File = false, "", dir+".sql"
+	again := r
+	again.Image = done.Backup.ID
+	if _, err := s.Dump(t.Context(), again); respaldo.KindOf(err) != respaldo.Usage || !strings.Contains(err.Error(), "is a dump") {
+		t.Errorf("a dump of a dump: %v", err)
+	}
+	if _, err := s.Dump(t.Context(), r); respaldo.KindOf(err) != respaldo.Usage || exists(dir+".sql") {
+		t.Errorf("mydumper, and a file: %v", err)
+	}
+}
+
 // What contradicts itself is refused before anything is touched.
 func TestDumpRequestsAreChecked(t *testing.T) {
 	for _, c := range []struct {

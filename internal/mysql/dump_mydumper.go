@@ -25,7 +25,11 @@ func (i *Instance) Mydump(ctx context.Context, tool DumpTool, scope DumpScope, d
 	args := []string{"--defaults-file=/dev/null", "--socket=" + i.Socket(), "--user=" + i.user(), "--outputdir=" + dir,
 		"--threads=2", "--compress", "--triggers", "--routines", "--events", "--verbose=1",
 		"--no-locks"} // nobody writes
-	if len(scope.Databases) > 0 {
+	switch len(scope.Databases) {
+	case 0:
+	case 1: // older ones look into every database, whatever the expression, and stumble over odd names
+		args = append(args, "--database="+scope.Databases[0])
+	default:
 		var names []string
 		for _, name := range scope.Databases {
 			names = append(names, regexp.QuoteMeta(name))

@@ -319,7 +319,7 @@ func wrap(dir string, r recipe) error {
 }
 
 func ours(program string) bool {
-	for _, prefix := range []string{"mysql", "mariadb", "mbstream", "my_print_defaults", "aria_", "innochecksum", "ibd2sdi"} {
+	for _, prefix := range []string{"mysql", "mariadb", "mydumper", "myloader", "mbstream", "my_print_defaults", "aria_", "innochecksum", "ibd2sdi"} {
 		if strings.HasPrefix(program, prefix) {
 			return true
 		}
