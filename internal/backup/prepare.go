@@ -232,6 +232,10 @@ func (s *Site) Prepare(ctx context.Context, plan *Plan) (done Prepared, err erro
 	if err := w.settle(ctx); err != nil {
 		return done, err
 	}
+	if w.has(stepStop) && !w.has(stepSwitch) { // the server may run again, and have changed what was copied
+		w.Done = slices.DeleteFunc(w.Done, func(step string) bool { return step == stepStop || step == stepCopy })
+		w.Begun = stepStop
+	}
 	w.State = PrepareForward
 	if err := w.save(); err != nil {
 		return done, err
@@ -323,9 +327,6 @@ func (w *preparing) settle(ctx context.Context) error {
 		} else if err != nil {
 			return err
 		}
-	}
-	if !w.has(stepSwitch) { // the server may run again, and have changed what was copied
-		w.Done = slices.DeleteFunc(w.Done, func(step string) bool { return step == stepStop || step == stepCopy })
 	}
 	return nil
 }
