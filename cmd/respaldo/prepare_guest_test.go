@@ -57,8 +57,9 @@ func TestPrepare(t *testing.T) {
 			}
 			s.dryRun()
 			if n == 0 || soak {
+				s.killed(nil, s.makingPoints()...)
 				s.failsAndStops()
-				s.killed(nil, s.forwardPoints()...)
+				s.killed(nil, s.movingPoints()...)
 			}
 			s.prepared()
 			if n == 0 || soak {
@@ -233,6 +234,16 @@ func (s *plainServer) refusesDevices() {
 	if o := s.fails(int(respaldo.Refused), "prepare", "--vg", "others", "--size", "8MiB", "--kind", s.kind, "--yes"); !strings.Contains(o.stderr, "MiB") {
 		s.t.Errorf("too small a volume, without numbers:\n%s", o.stderr)
 	}
+	nobody := filepath.Join(s.dir, "nobody.toml")
+	text, err := os.ReadFile(s.config)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	managed, _, _ := strings.Cut(string(text), "start = ")
+	s.write(nobody, 0o644, managed)
+	if o := s.fails(int(respaldo.Refused), s.args("--config", nobody, "--yes")...); !strings.Contains(o.stderr, "stop = ") {
+		s.t.Errorf("nobody can stop the server:\n%s", o.stderr)
+	}
 	guest.Run(s.t, "vgremove", "-qq", "others")
 	guest.Run(s.t, "pvremove", "-qq", guest.Disk(0))
 }
@@ -340,26 +351,27 @@ func (s *plainServer) alive() bool {
 	return err == nil && syscall.Kill(pid, 0) == nil
 }
 
-// forwardPoints and backPoints are where respaldo is killed: everywhere when soaking, else
-// once in making the volume, and wherever the data is in two places.
-func (s *plainServer) forwardPoints() []string {
+// makingPoints, movingPoints and backPoints are where respaldo is killed: everywhere when
+// soaking, else once in making the volume, and wherever the data is in two places.
+func (s *plainServer) makingPoints() []string {
 	if !soak {
-		return []string{"prepare.mkfs.done", "prepare.copied", "prepare.switched-1", "prepare.start.done"}
+		return []string{"prepare.mkfs.done"}
 	}
-	points := []string{"prepare.pv", "prepare.pv.done", "prepare.group", "prepare.group.done", "prepare.volume", "prepare.volume.done"}
-	switch s.kind {
-	case "lvm-thin":
-		points = append(points[:4:4], "prepare.pool", "prepare.pool.done", "prepare.volume", "prepare.volume.done")
-	case "btrfs":
-		points = nil
+	steps := map[string][]string{"lvm-thick": {"pv", "group", "volume", "mkfs"}, "lvm-thin": {"pv", "group", "pool", "volume", "mkfs"}, "btrfs": {"mkfs", "subvolume"}}
+	var points []string
+	for _, step := range append(steps[s.kind], "fstab", "mount") {
+		points = append(points, "prepare."+step, "prepare."+step+".done")
 	}
-	points = append(points, "prepare.mkfs", "prepare.mkfs.done")
-	if s.kind == "btrfs" {
-		points = append(points, "prepare.subvolume", "prepare.subvolume.done")
+	return points
+}
+
+func (s *plainServer) movingPoints() []string {
+	if !soak {
+		return []string{"prepare.copied", "prepare.switched-1", "prepare.start.done"}
 	}
-	return append(points, "prepare.fstab", "prepare.fstab.done", "prepare.mount", "prepare.mount.done", "prepare.stop", "prepare.stopping", "prepare.stop.done",
-		"prepare.copy", "prepare.copying", "prepare.copied", "prepare.copied#2", "prepare.copy.done", "prepare.switch", "prepare.switched-1", "prepare.switched-2", "prepare.switched-3", "prepare.switch.done",
-		"prepare.options", "prepare.options.done", "prepare.start", "prepare.start.done", "prepare.check", "prepare.check.done")
+	return []string{"prepare.stop", "prepare.stopping", "prepare.stop.done", "prepare.copy", "prepare.copying", "prepare.copied", "prepare.copied#2", "prepare.copy.done",
+		"prepare.switch", "prepare.switched-1", "prepare.switched-2", "prepare.switched-3", "prepare.switch.done",
+		"prepare.options", "prepare.options.done", "prepare.start", "prepare.start.done", "prepare.check", "prepare.check.done"}
 }
 
 func (s *plainServer) backPoints() []string {
@@ -373,7 +385,7 @@ func (s *plainServer) backPoints() []string {
 // undone goes back, with what was written meanwhile.
 func (s *plainServer) undone() {
 	db := s.answers()
-	if _, err := db.Exec("INSERT INTO shop.customers VALUES (3, 'came later')"); err != nil {
+	if _, err := db.Exec("INSERT INTO shop.customers SELECT MAX(id) + 1, 'came later' FROM shop.customers c"); err != nil {
 		s.t.Fatal(err)
 	}
 	s.tables = guest.Checksums(s.t, db)

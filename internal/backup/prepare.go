@@ -78,10 +78,11 @@ type Preparation struct {
 // PrepareState is how far a preparation is.
 type PrepareState string
 
-// The states: planned is not on disk.
+// The states: planned is not on disk. A later run that sees one of a run under way knows
+// that it was interrupted.
 const (
 	PreparePlanned PrepareState = "planned"
-	PrepareForward PrepareState = "interrupted" // seen by a later run
+	PrepareForward PrepareState = "under way"
 	PrepareDone    PrepareState = "prepared"
 	PrepareBack    PrepareState = "being undone"
 	PrepareUndone  PrepareState = "undone"
@@ -171,7 +172,7 @@ func (s *Site) PlanPrepare(ctx context.Context, r PrepareRequest) (*Plan, error)
 		return nil, &respaldo.Error{Kind: respaldo.Refused, What: "an undo of an earlier preparation was interrupted", Hint: "complete it first: respaldo prepare --undo"}
 	case r.asked() && r != p.Request:
 		return nil, &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("server %s has a preparation for %s already (%s)", s.Server, p.Volume.Node(), p.State),
-			Hint: "respaldo prepare without --device and --vg goes on with it, respaldo prepare --undo goes back"}
+			Hint: "respaldo prepare without --device and --vg goes on with it, respaldo prepare --undo goes back; if that volume is long gone, delete " + s.journalOf()}
 	}
 	return op.planOf(ctx, p)
 }

@@ -86,6 +86,9 @@ func (s *Site) begin(ctx context.Context, name string) (*operation, error) {
 	if left := swept.summary(); left != "" {
 		s.Report.Warn("an earlier operation had ended abruptly; cleaned up " + left)
 	}
+	if p, err := s.loadPreparation(); name != "prepare" && err == nil && p != nil && p.State != PrepareDone {
+		s.Report.Warn("respaldo prepare was interrupted (" + string(p.State) + "): call it again to go on, or with --undo to go back")
+	}
 	for _, dir := range swept.Incomplete {
 		s.Report.Warn(dir + " holds an incomplete restore: run that again, or delete the directory")
 	}
