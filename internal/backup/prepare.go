@@ -78,10 +78,11 @@ type Preparation struct {
 // PrepareState is how far a preparation is.
 type PrepareState string
 
-// The states: planned is not on disk.
+// The states: planned is not on disk. A later run that sees one of a run under way knows
+// that it was interrupted.
 const (
 	PreparePlanned PrepareState = "planned"
-	PrepareForward PrepareState = "interrupted" // seen by a later run
+	PrepareForward PrepareState = "under way"
 	PrepareDone    PrepareState = "prepared"
 	PrepareBack    PrepareState = "being undone"
 	PrepareUndone  PrepareState = "undone"
@@ -120,6 +121,13 @@ type Prepared struct {
 }
 
 func (s *Site) journalOf() string { return filepath.Join(s.StateDir, s.Server+".prepare.json") }
+
+// warnOfPreparation says that one is waiting to be gone on with.
+func (s *Site) warnOfPreparation() {
+	if p, err := s.loadPreparation(); err == nil && p != nil && p.State != PrepareDone {
+		s.Report.Warn("respaldo prepare was interrupted (" + string(p.State) + "): call it again to go on, or with --undo to go back")
+	}
+}
 
 // loadPreparation reads the journal; nil where there is none.
 func (s *Site) loadPreparation() (*Preparation, error) {
@@ -171,7 +179,7 @@ func (s *Site) PlanPrepare(ctx context.Context, r PrepareRequest) (*Plan, error)
 		return nil, &respaldo.Error{Kind: respaldo.Refused, What: "an undo of an earlier preparation was interrupted", Hint: "complete it first: respaldo prepare --undo"}
 	case r.asked() && r != p.Request:
 		return nil, &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("server %s has a preparation for %s already (%s)", s.Server, p.Volume.Node(), p.State),
-			Hint: "respaldo prepare without --device and --vg goes on with it, respaldo prepare --undo goes back"}
+			Hint: "respaldo prepare without --device and --vg goes on with it, respaldo prepare --undo goes back; if that volume is long gone, delete " + s.journalOf()}
 	}
 	return op.planOf(ctx, p)
 }
@@ -231,6 +239,10 @@ func (s *Site) Prepare(ctx context.Context, plan *Plan) (done Prepared, err erro
 	defer w.close(ctx, &err)
 	if err := w.settle(ctx); err != nil {
 		return done, err
+	}
+	if w.has(stepStop) && !w.has(stepSwitch) { // the server may run again, and have changed what was copied
+		w.Done = slices.DeleteFunc(w.Done, func(step string) bool { return step == stepStop || step == stepCopy })
+		w.Begun = stepStop
 	}
 	w.State = PrepareForward
 	if err := w.save(); err != nil {
@@ -323,9 +335,6 @@ func (w *preparing) settle(ctx context.Context) error {
 		} else if err != nil {
 			return err
 		}
-	}
-	if !w.has(stepSwitch) { // the server may run again, and have changed what was copied
-		w.Done = slices.DeleteFunc(w.Done, func(step string) bool { return step == stepStop || step == stepCopy })
 	}
 	return nil
 }

@@ -246,6 +246,11 @@ func (w *preparing) switchBack(ctx context.Context) error {
 	if err := w.save(); err != nil {
 		return err
 	}
+	if w.running() != nil { // started by somebody, after a run that died here
+		if err := w.stop(ctx); err != nil {
+			return err
+		}
+	}
 	for _, m := range w.Moves {
 		if to, err := os.Readlink(m.Dir); err != nil || to != m.To {
 			continue // an earlier run's work

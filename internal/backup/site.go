@@ -96,6 +96,9 @@ func (s *Site) begin(ctx context.Context, name string) (*operation, error) {
 	}
 	swept, err := op.sweepAll(ctx)
 	s.reportSwept(swept)
+	if name != "prepare" {
+		s.warnOfPreparation()
+	}
 	if err != nil && !swept.Harmless {
 		op.ledger.Close()
 		return nil, err
