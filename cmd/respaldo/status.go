@@ -206,7 +206,7 @@ func headline(all []*backup.Status) string {
 			what, _, _ := strings.Cut(st.Problems[0].What, "\n")
 			said = append(said, st.Server+": "+what+more)
 		default:
-			said = append(said, st.Server+": proved backup of "+backup.FormatSeconds(st.AgeSeconds)+" ago")
+			said = append(said, st.Server+": proved backup, "+backup.FormatSeconds(st.AgeSeconds)+" old")
 		}
 	}
 	return "RESPALDO " + word + " - " + strings.Join(said, "; ")
