@@ -24,7 +24,10 @@ behind is cleaned up first.
 
 With --keep-snapshot the snapshot stays after a backup that succeeded, as if snapshot
 create had taken it: see there what becomes of it. On thick LVM the proof would change it,
-so there that needs --prove none.`,
+so there that needs --prove none.
+
+The configuration's [hooks] name programs to run before it, after it, and when it failed;
+respaldo status says later how it went.`,
 		Example: `  respaldo backup
   respaldo backup --server shop --prove full
   respaldo backup --keep-snapshot --ttl 24h

@@ -65,10 +65,6 @@ Needs root, as a backup does: what is remembered is root's.`,
 	return cmd
 }
 
-// statusPatience is how long one repository may take to answer: a monitor does not wait for
-// a dead host's time-out.
-const statusPatience = time.Minute
-
 // status looks at the server that --server names, or at all of them. maxAge, if given, is
 // for each.
 func (a *app) status(ctx context.Context, maxAge time.Duration) ([]*backup.Status, error) {
@@ -94,9 +90,7 @@ func (a *app) status(ctx context.Context, maxAge time.Duration) ([]*backup.Statu
 		if maxAge > 0 {
 			request.MaxAge = maxAge
 		}
-		bound, cancel := context.WithTimeoutCause(ctx, statusPatience, fmt.Errorf("no answer within %s", statusPatience))
-		all = append(all, site.Status(bound, request))
-		cancel()
+		all = append(all, site.Status(ctx, request))
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
@@ -212,7 +206,7 @@ func headline(all []*backup.Status) string {
 			what, _, _ := strings.Cut(st.Problems[0].What, "\n")
 			said = append(said, st.Server+": "+what+more)
 		default:
-			said = append(said, st.Server+": proved backup of "+backup.FormatSeconds(st.AgeSeconds)+" ago")
+			said = append(said, st.Server+": proved backup, "+backup.FormatSeconds(st.AgeSeconds)+" old")
 		}
 	}
 	return "RESPALDO " + word + " - " + strings.Join(said, "; ")

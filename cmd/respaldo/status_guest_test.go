@@ -15,6 +15,7 @@ import (
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/backup"
 	"github.com/respaldo-backup/respaldo/lab/guest"
+	"github.com/respaldo-backup/respaldo/lab/servers"
 )
 
 // The first weeks in production: what the monitor sees, and what the hooks are told, while
@@ -39,7 +40,7 @@ func TestStatus(t *testing.T) {
 	if !strings.Contains(text, "before of main: none, 0\n") || !strings.Contains(text, "after of main: "+id+", 0\n") || strings.Contains(text, "correct horse") {
 		t.Errorf("the hooks were told\n%s", text)
 	}
-	st := s.status(t, 0, "RESPALDO OK - main: proved backup of ")
+	st := s.status(t, 0, "RESPALDO OK - main: proved backup, ")
 	if st.Proved == nil || st.Proved.ID != id || st.Backups != 1 || st.Fill == nil || st.Fill.Data <= 0 || st.LastRun == nil || !st.LastRun.OK {
 		t.Errorf("%+v", st)
 	}
@@ -99,6 +100,19 @@ func TestStatus(t *testing.T) {
 		t.Errorf("%v %v: node_exporter cannot read it", info, err)
 	}
 	s.before.NothingLeft(t)
+	t.Run("vagrant", s.vagrantDemo)
+}
+
+// vagrantDemo runs the story of the virtual machine, with the configuration of the package.
+func (s *stand) vagrantDemo(t *testing.T) {
+	s.write(s.dir+"/.my.cnf", 0o600, s.read(s.server.OptionFile))
+	s.write(s.dir+"/packaged.toml", 0o600, s.read("/src/packaging/respaldo.toml"))
+	demo := exec.Command("sh", "/src/packaging/vagrant/demo.sh", s.volume.Path)
+	demo.Env = append(os.Environ(), "HOME="+s.dir, "RESPALDO_CONFIG="+s.dir+"/packaged.toml",
+		"PATH="+filepath.Dir(servers.Binary(s.server.Name, "mariadb"))+":"+os.Getenv("PATH"))
+	if out, err := demo.CombinedOutput(); err != nil || !strings.Contains(string(out), "\nAll tables are as they were") || !strings.Contains(string(out), "\nRESPALDO OK - main") {
+		t.Errorf("%v\n%s", err, out)
+	}
 }
 
 // status runs status --json, which must end with the kind's code and say this in its first

@@ -21,6 +21,9 @@ type StatusRequest struct {
 	// Warn is the fill of a pool, a Btrfs filesystem or a kept snapshot, as a fraction of
 	// one, from which on it is a problem.
 	Warn float64
+	// Patience is how long the repository may take to answer; 0 is a minute. A monitor does
+	// not wait for a dead host's time-out.
+	Patience time.Duration
 }
 
 // State is what a monitor shows.
@@ -91,8 +94,7 @@ func (st *Status) Err() error {
 const fromFuture = 5 * time.Minute
 
 // Status looks at the repository, this machine's records, its snapshots and their storage,
-// and changes nothing. Whatever cannot be looked at is among the problems. It blocks for as
-// long as the repository does; ctx ends that.
+// and changes nothing. Whatever cannot be looked at is among the problems.
 func (s *Site) Status(ctx context.Context, request StatusRequest) *Status {
 	st := &Status{Server: s.Server, At: time.Now().UTC(), State: StateOK, MaxAge: request.MaxAge.Seconds()}
 	known, err := s.remembered()
@@ -102,7 +104,7 @@ func (s *Site) Status(ctx context.Context, request StatusRequest) *Status {
 	st.LastRun = known.Last
 	st.Running, _ = ledger.Running(s.StateDir, s.Server)
 
-	newest := s.statusOfRepository(ctx, st, known)
+	newest := s.statusOfRepository(ctx, st, known, cmp.Or(request.Patience, time.Minute))
 	st.judgeAge(request.MaxAge)
 	st.judgeLastRun()
 	s.statusOfLeftovers(ctx, st, request.Warn)
@@ -114,7 +116,9 @@ func (s *Site) Status(ctx context.Context, request StatusRequest) *Status {
 }
 
 // statusOfRepository finds the last proved backup, and returns the newest of all.
-func (s *Site) statusOfRepository(ctx context.Context, st *Status, known records) (newest *respaldo.Backup) {
+func (s *Site) statusOfRepository(ctx context.Context, st *Status, known records, patience time.Duration) (newest *respaldo.Backup) {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("no answer within %s", FormatDuration(patience)))
+	defer cancel()
 	list, err := s.listed(ctx)
 	if err != nil {
 		st.cannot("reach the repository", err)
@@ -144,7 +148,25 @@ func (s *Site) statusOfRepository(ctx context.Context, st *Status, known records
 	return newest
 }
 
+// listed are this very server's backups. Not every kind of repository heeds the context
+// while it connects: one that does not is left behind, and ends with the program.
 func (s *Site) listed(ctx context.Context) (list []respaldo.Backup, err error) {
+	answered := make(chan struct{})
+	var found []respaldo.Backup
+	var failed error
+	go func() {
+		defer close(answered)
+		found, failed = s.list(ctx)
+	}()
+	select {
+	case <-answered:
+		return found, failed
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (s *Site) list(ctx context.Context) (list []respaldo.Backup, err error) {
 	var repository *repo.Repo
 	if repository, err = s.Repository(ctx); err != nil {
 		return nil, err

@@ -153,6 +153,9 @@ func TestStatusFromMemory(t *testing.T) {
 	if st.Reachable || st.Proved == nil || st.Proved.ID != good.ID {
 		t.Errorf("%+v", st)
 	}
+	s.Repository = func(context.Context) (*repo.Repo, error) { select {} } // as a host that answers nothing
+	says(t, s.Status(ctx, StatusRequest{MaxAge: 36 * time.Hour, Patience: time.Millisecond}), StateAttention, "cannot reach the repository: no answer within 1.00 ms")
+	s.Repository = func(context.Context) (*repo.Repo, error) { return nil, errors.New("connection refused") }
 	says(t, s.Status(ctx, StatusRequest{MaxAge: time.Hour}), StateOverdue, "as far as this machine remembers", "cannot reach")
 }
 

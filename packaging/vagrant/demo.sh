@@ -1,5 +1,6 @@
 #!/bin/sh
-# The story of make demo, in a whole machine: back up, damage, restore, compare. As root.
+# The story of make demo, in a whole machine: back up, damage, restore, compare. As root;
+# demo.sh DIR restores below another directory than /srv.
 set -eu
 
 step() { # says what is done, and does it
@@ -24,17 +25,19 @@ echo
 echo "# An accident:"
 step mariadb -e "UPDATE shop.customers SET email = 'nobody@example.com'; DROP TABLE shop.orders"
 
-target=/srv/restored-$(date +%s)
-printf '\n$ respaldo restore latest --to %s\n' "$target"
-options=$(respaldo restore latest --to "$target" --json | jq -r '.options[] | "--" + .')
+target=${1:-/srv}/restored-$(date +%s)
+said=$(step respaldo restore latest --to "$target")
+printf '%s\n' "$said"
+# The options that it ends with, from [mysqld] to the next empty line.
+options=$(printf '%s\n' "$said" | sed -n '/^\[mysqld\]$/,/^$/ { /^[a-z]/ s/^/--/p }')
 
 echo
 echo "# A second server is started on the restored files, and its tables are compared:"
-socket=$target.sock
+socket=$target/demo.sock # only in there may the user mysql write
 # shellcheck disable=SC2086 # one option a line, without blanks
-mariadbd --no-defaults --user=mysql $options --skip-networking --socket="$socket" --pid-file="$target.pid" --log-error="$target.log" &
+mariadbd --no-defaults --user=mysql $options --skip-networking --socket="$socket" --pid-file="$target/demo.pid" --log-error="$target/demo.log" &
 server=$!
-trap 'kill $server; wait $server' EXIT
+trap 'kill $server 2>/dev/null; wait $server' EXIT
 for _ in $(seq 60); do
 	mariadb-admin --socket="$socket" ping >/dev/null 2>&1 && break
 	sleep 1

@@ -11,7 +11,7 @@ if [ -z "$deb" ]; then
 	exit 1
 fi
 apt-get update -q
-apt-get install -qy mariadb-server lvm2 jq
+apt-get install -qy mariadb-server lvm2
 apt-get install -qy --reinstall "$deb"
 
 # The disk that nothing is mounted from, whatever this hypervisor calls it.
