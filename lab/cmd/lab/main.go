@@ -34,9 +34,7 @@ func main() {
 
 func run(ctx context.Context, args []string) (int, error) {
 	disks := []lab.Disk{{Bytes: 4 << 30}, {Bytes: 4 << 30}}
-	if len(args) == 0 {
-		args = []string{""}
-	}
+	args = append(args, "", "")
 	switch args[0] {
 	case "prepare":
 		if err := lab.CheckHost(lab.TestMemory); err != nil {
@@ -50,9 +48,9 @@ func run(ctx context.Context, args []string) (int, error) {
 		spec := lab.Spec{Name: "lab", Respaldo: true, Terminal: true, Memory: 1536, Disks: disks, Deadline: 24 * time.Hour}
 		return program(ctx, spec, "./lab/cmd/labshell")
 	case "demo":
-		return demo(ctx, disks)
+		return demo(ctx, disks, args[1])
 	}
-	return 2, errors.New("usage: lab prepare | shell | demo")
+	return 2, errors.New("usage: lab prepare | shell | demo [second]")
 }
 
 // program runs a program in a guest that has one server.
