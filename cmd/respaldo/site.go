@@ -39,10 +39,14 @@ func (a *app) site() (*backup.Site, error) {
 		StateDir: c.StateDir, RunDir: c.RunDir, LVMConfig: c.LVMConfig,
 		Repository: func(ctx context.Context) (*repo.Repo, error) { return a.open(ctx, s.Repository) },
 		Lock:       s.Lock, MaxLock: s.MaxLock, SnapshotBytes: s.SnapshotSize, Prove: s.Prove,
-		Keep:     repo.Policy{Last: s.Keep.Last, Hourly: s.Keep.Hourly, Daily: s.Keep.Daily, Weekly: s.Keep.Weekly, Monthly: s.Keep.Monthly},
+		Keep: policyOf(s.Keep), KeepSnapshots: policyOf(s.KeepSnapshots),
 		PoolData: c.Thresholds.PoolData, PoolMetadata: c.Thresholds.PoolMetadata,
 		Run: runner.Local{Log: a.log}, Log: a.log, Report: a.progress(),
 	}, nil
+}
+
+func policyOf(k config.Keep) repo.Policy {
+	return repo.Policy{Last: k.Last, Hourly: k.Hourly, Daily: k.Daily, Weekly: k.Weekly, Monthly: k.Monthly}
 }
 
 // openNamed opens the repository for a command that needs no server.

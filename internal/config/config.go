@@ -66,9 +66,11 @@ type Server struct {
 
 	Repository Repository // the server's own, or the common one
 	Keep       Keep       // the server's own, or the common one
+	// KeepSnapshots is the same for snapshots that stay on this machine.
+	KeepSnapshots Keep
 }
 
-// Keep says how many backups prune keeps, as "the last of each of the last n days" and so
+// Keep says how many backups prune keeps, or how many snapshots stay, as "the last of each of the last n days" and so
 // on; a backup that any of them keeps stays. All zero keeps everything.
 type Keep struct {
 	Last    int `toml:"last"`

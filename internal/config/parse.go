@@ -27,6 +27,7 @@ type document struct {
 	LVMConfig  string                   `toml:"lvm_config"`
 	Repository *repositorySection       `toml:"repository"`
 	Keep       *Keep                    `toml:"keep"`
+	Snapshots  *Keep                    `toml:"keep_snapshots"`
 	Thresholds thresholdSection         `toml:"thresholds"`
 	Server     map[string]serverSection `toml:"server"`
 }
@@ -54,6 +55,7 @@ type serverSection struct {
 	Mysqld       []string           `toml:"mysqld"`
 	Repository   *repositorySection `toml:"repository"`
 	Keep         *Keep              `toml:"keep"`
+	Snapshots    *Keep              `toml:"keep_snapshots"`
 }
 
 type (
@@ -153,7 +155,7 @@ func parse(path string, text []byte) (*Config, error) {
 	}
 	c.servers = map[string]Server{}
 	for name, s := range doc.Server {
-		c.servers[name] = s.resolve(name, c.Repository, doc.Keep)
+		c.servers[name] = s.resolve(name, c.Repository, doc.Keep, doc.Snapshots)
 	}
 	return &c, nil
 }
@@ -173,7 +175,7 @@ func (r *repositorySection) resolve(common Repository) Repository {
 	return Repository{URL: r.URL, PasswordFile: string(r.PasswordFile)}
 }
 
-func (s serverSection) resolve(name string, repository Repository, keep *Keep) Server {
+func (s serverSection) resolve(name string, repository Repository, keep, snapshots *Keep) Server {
 	server := Server{
 		Name:         name,
 		DefaultsFile: string(s.DefaultsFile),
@@ -191,13 +193,18 @@ func (s serverSection) resolve(name string, repository Repository, keep *Keep) S
 	override(&server.Lock, s.Lock)
 	override(&server.MaxLock, s.MaxLock)
 	override(&server.Prove, s.Prove)
-	if s.Keep != nil {
-		keep = s.Keep
-	}
-	if keep != nil {
-		server.Keep = *keep
-	}
+	server.Keep, server.KeepSnapshots = s.Keep.resolve(keep), s.Snapshots.resolve(snapshots)
 	return server
+}
+
+func (k *Keep) resolve(common *Keep) Keep {
+	if k == nil {
+		k = common
+	}
+	if k == nil {
+		return Keep{}
+	}
+	return *k
 }
 
 // checkFormat comes before everything else: a file of a newer format may well have keys
@@ -231,6 +238,9 @@ func (d *document) validate(path string) error {
 	if err := d.Keep.validate(); err != nil {
 		return wrong("[keep]", "%v", err)
 	}
+	if err := d.Snapshots.validate(); err != nil {
+		return wrong("[keep_snapshots]", "%v", err)
+	}
 	for key, value := range map[string]float64{"pool_data": d.Thresholds.PoolData, "pool_metadata": d.Thresholds.PoolMetadata} {
 		if value < 0 || value > 1 {
 			return wrong("[thresholds] "+key, "%v is not between 0 and 1", value)
@@ -255,6 +265,9 @@ func (d *document) validate(path string) error {
 		}
 		if err := s.Keep.validate(); err != nil {
 			return wrong("[server."+name+".keep]", "%v", err)
+		}
+		if err := s.Snapshots.validate(); err != nil {
+			return wrong("[server."+name+".keep_snapshots]", "%v", err)
 		}
 	}
 	return nil
