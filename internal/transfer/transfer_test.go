@@ -335,7 +335,7 @@ func TestNoRoom(t *testing.T) {
 	r := request(t, here(finisher()), from, to, "one")
 	for i := range r.Listing.Entries {
 		if r.Listing.Entries[i].Name == "data/undo_001" {
-			r.Listing.Entries[i].Size, r.Listing.Entries[i].Sparse = 1<<50, false
+			r.Listing.Entries[i].Size, r.Listing.Entries[i].Sparse = 1<<43, false
 		}
 	}
 	_, err := Send(t.Context(), r)
