@@ -23,7 +23,7 @@ import (
 // In a process that ssh started, we are the receiver.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && os.Args[1] == "receive" {
-		(&Receiver{Program: "test"}).Serve(context.Background(), os.Stdin, os.Stdout)
+		finisher().Serve(context.Background(), os.Stdin, os.Stdout)
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
