@@ -72,6 +72,14 @@ func cloneOptions(a arrival, d mysql.Daemon, relayLog string) string {
 		add("loose_mysqlx=OFF")
 		add("persisted_globals_load=OFF")
 	}
+	if m.Version.AtLeast(respaldo.MySQL, 5, 7, 6) {
+		// The server does not start where its default is no directory.
+		if dir := m.Variables["secure_file_priv"]; dir != "" && exists(dir) {
+			add("secure_file_priv=" + dir)
+		} else {
+			add("secure_file_priv=NULL")
+		}
+	}
 	if a.Replica != nil {
 		add("read_only=ON")
 		if _, known := m.Variables["super_read_only"]; known {

@@ -64,7 +64,7 @@ func (d Daemon) Start(ctx context.Context) (pid int, err error) {
 		case <-tick.C:
 		case <-exited:
 			return pid, &respaldo.Error{Kind: respaldo.NotProved, What: "the server ended at its start", Hint: "its log is " + d.Log + ", its option file " + d.OptionFile,
-				Err: errors.New(d.lastError(before.Size()))}
+				Err: errors.New(d.firstErrors(before))}
 		case <-ctx.Done():
 			syscall.Kill(pid, syscall.SIGTERM)
 			return pid, context.Cause(ctx)
@@ -87,22 +87,22 @@ func (d Daemon) answers(ctx context.Context) bool {
 	return err == nil || errors.As(err, &refusal)
 }
 
-// lastError is what it wrote into its log since then.
-func (d Daemon) lastError(from int64) string {
+// firstErrors are what it wrote into its log since then, without the farewell.
+func (d Daemon) firstErrors(before os.FileInfo) string {
 	text, _ := os.ReadFile(d.Log)
-	if from > 0 && from < int64(len(text)) {
-		text = text[from:]
+	if before != nil && before.Size() <= int64(len(text)) {
+		text = text[before.Size():]
 	}
-	last := ""
+	var found []string
 	for line := range strings.Lines(string(text)) {
-		if strings.Contains(line, "ERROR") {
-			last = strings.TrimSpace(line)
+		if strings.Contains(line, "ERROR") && !strings.Contains(line, "Aborting") && len(found) < 3 {
+			found = append(found, shorten(strings.TrimSpace(line)))
 		}
 	}
-	if last == "" {
+	if len(found) == 0 {
 		return "no message"
 	}
-	return shorten(last)
+	return strings.Join(found, "; ")
 }
 
 // PID finds its process; 0 when it does not run.
