@@ -43,6 +43,42 @@ func RunTests(t *testing.T, spec Spec, pkg, pattern string) {
 	t.Helper()
 	sideBySide <- struct{}{}
 	defer func() { <-sideBySide }()
+	runTests(t, spec, pkg, pattern)
+}
+
+// RunTestsBeside is RunTests with a second guest beside the one of the tests, which ends with
+// them. Theirs is the place of two.
+func RunTestsBeside(t *testing.T, spec, other Spec, pkg, pattern string) {
+	t.Helper()
+	bothPlaces.Lock() // two who had one each would wait for ever
+	sideBySide <- struct{}{}
+	sideBySide <- struct{}{}
+	bothPlaces.Unlock()
+	defer func() { <-sideBySide; <-sideBySide }()
+	g, err := Boot(context.Background(), other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runTests(t, spec, pkg, pattern)
+	g.Kill()
+	if _, err := g.Wait(); !errors.Is(err, ErrKilled) {
+		t.Errorf("the guest %s did not last: %v", other.Name, err)
+	}
+	if t.Failed() {
+		t.Logf("the console of the guest %s is in %s", other.Name, g.Console())
+		err = g.RemoveDisks()
+	} else {
+		err = g.Remove()
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+var bothPlaces sync.Mutex
+
+func runTests(t *testing.T, spec Spec, pkg, pattern string) {
+	t.Helper()
 	spec = testSpec(t, spec, pkg, pattern)
 	events, feed, err := converter()
 	if err != nil {

@@ -77,7 +77,3 @@ func gtidStatements(v respaldo.Version, set string) []string {
 	}
 	return []string{"SET @@GLOBAL.gtid_purged=" + quoteText(set) + ";", "CHANGE MASTER TO MASTER_AUTO_POSITION=1;"}
 }
-
-func quoteText(text string) string {
-	return "'" + strings.NewReplacer(`\`, `\\`, "'", "''").Replace(text) + "'"
-}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/target"
 )
 
 // RestoreOptions change what Restore allows.
@@ -39,7 +40,7 @@ type RestoreOptions struct {
 //
 // Modes and times are as they were, and so are the owners when root restores: by name
 // where this machine knows it, else by number. Everything is on disk, fsynced, when Restore
-// returns nil. Until then a directory contains the file IncompleteMarker, and may be
+// returns nil. Until then a directory contains the file target.IncompleteMarker, and may be
 // restored into again without Force. Nothing outside of the targets is written to,
 // whatever links the backup contains.
 func (r *Repo) Restore(ctx context.Context, b respaldo.Backup, targets map[string]string, o RestoreOptions, report func(respaldo.Progress)) error {
@@ -93,7 +94,7 @@ func (w *writing) write(ctx context.Context, parts []*part, o RestoreOptions) er
 			return
 		}
 		for _, p := range slices.Backward(parts) {
-			p.unmake()
+			target.Unmake(p.made)
 		}
 	}()
 	for _, p := range parts {
@@ -259,7 +260,7 @@ func (run *restoring) walk(ctx context.Context, p *part, stored, rel string, e *
 			return err
 		}
 		for _, child := range children {
-			if rel == "" && child.Name == IncompleteMarker {
+			if rel == "" && child.Name == target.IncompleteMarker {
 				continue // in older backups: the mark of another restore
 			}
 			if err := run.walk(ctx, p, stored+"/"+child.Name, path.Join(rel, child.Name), child); err != nil {

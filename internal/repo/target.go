@@ -6,31 +6,22 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/user"
 	"path"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"syscall"
 
 	"github.com/kopia/kopia/snapshot"
 	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/target"
 )
 
-// IncompleteMarker is in a directory while it is being restored, and stays there when that
-// is cut short: no server may be started on it.
-const IncompleteMarker = ".respaldo-incomplete"
-
-// lostFound belongs to the file system: a directory with nothing else in it is empty.
-const lostFound = "lost+found"
+// IncompleteMarker is in a directory while it is being restored.
+const IncompleteMarker = target.IncompleteMarker
 
 // Incomplete tells that a directory carries the marker of a restore cut short.
-func Incomplete(dir string) bool {
-	_, err := os.Lstat(filepath.Join(dir, IncompleteMarker))
-	return err == nil
-}
+func Incomplete(dir string) bool { return target.Incomplete(dir) }
 
 // part is one target of a restore.
 type part struct {
@@ -69,8 +60,8 @@ func (p *part) open(force bool) error {
 	if p.single() {
 		dir = filepath.Dir(dir)
 	}
-	err := p.make(dir)
-	if err != nil {
+	var err error
+	if p.made, err = target.Make(dir); err != nil {
 		return err
 	}
 	if p.root, err = os.OpenRoot(dir); err != nil {
@@ -89,16 +80,15 @@ func (p *part) open(force bool) error {
 	interrupted := false
 	for _, e := range list {
 		switch e.Name() {
-		case IncompleteMarker:
+		case target.IncompleteMarker:
 			interrupted = true
-		case lostFound:
+		case target.LostFound:
 		default:
 			p.clear = append(p.clear, e.Name())
 		}
 	}
 	if len(p.clear) > 0 && !force && !interrupted {
-		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s is not empty (%s)", p.target, p.clear[0]),
-			Hint: "name another directory, or replace all of its content with --force"}
+		return target.NotEmpty(p.target, p.clear[0])
 	}
 	return p.survey()
 }
@@ -115,44 +105,9 @@ func (p *part) exclude() (err error) {
 	return nil // a filesystem without locks is no reason to restore nothing
 }
 
-// make makes a directory for us alone, and those around it that are missing.
-func (p *part) make(dir string) error {
-	if _, err := os.Stat(dir); err == nil {
-		return nil
-	}
-	var missing []string
-	for at := dir; ; at = filepath.Dir(at) {
-		if _, err := os.Lstat(at); !errors.Is(err, fs.ErrNotExist) {
-			break // there, or Mkdir says what is wrong
-		}
-		missing = append(missing, at)
-	}
-	for _, at := range slices.Backward(missing) {
-		mode := os.FileMode(0o755)
-		if at == dir {
-			mode = 0o700
-		}
-		err := os.Mkdir(at, mode)
-		if errors.Is(err, fs.ErrExist) {
-			continue
-		} else if err != nil {
-			return err
-		}
-		p.made = append(p.made, at)
-	}
-	return nil
-}
-
-// unmake takes back what make has made, as far as it is still empty.
-func (p *part) unmake() {
-	for _, at := range slices.Backward(p.made) {
-		os.Remove(at)
-	}
-}
-
 func (p *part) openSingle(force bool) error {
 	// Written under another name, and renamed when it is whole.
-	temporary := IncompleteMarker + "-" + filepath.Base(p.target)
+	temporary := target.IncompleteMarker + "-" + filepath.Base(p.target)
 	for _, f := range p.files {
 		f.path = temporary
 	}
@@ -183,7 +138,7 @@ func (p *part) survey() error {
 	}
 	device := here.Sys().(*syscall.Stat_t).Dev
 	return fs.WalkDir(p.root.FS(), ".", func(at string, e fs.DirEntry, err error) error {
-		if at == lostFound {
+		if at == target.LostFound {
 			return fs.SkipDir
 		}
 		if err != nil {
@@ -251,10 +206,10 @@ func (p *part) begin(what string) error {
 	if !p.single() {
 		text := "respaldo was restoring " + what + " into this directory. While this file is here, that is not finished:\n" +
 			"start no server on it. The same command run again starts over.\n"
-		if err := p.root.WriteFile(IncompleteMarker, []byte(text), 0o600); err != nil {
+		if err := p.root.WriteFile(target.IncompleteMarker, []byte(text), 0o600); err != nil {
 			return err
 		}
-		if err := errors.Join(p.sync(IncompleteMarker), p.sync(".")); err != nil {
+		if err := errors.Join(p.sync(target.IncompleteMarker), p.sync(".")); err != nil {
 			return err
 		}
 	}
@@ -267,8 +222,8 @@ func (p *part) begin(what string) error {
 		if d.path == "" {
 			continue // the target itself
 		}
-		if d.path == lostFound {
-			if _, err := p.root.Stat(lostFound); err == nil {
+		if d.path == target.LostFound {
+			if _, err := p.root.Stat(target.LostFound); err == nil {
 				continue
 			}
 		}
@@ -345,7 +300,7 @@ func (p *part) finish(ctx context.Context, o *owners) error {
 	if err := dir.Sync(); err != nil {
 		return err
 	}
-	if err := p.root.Remove(IncompleteMarker); err != nil {
+	if err := p.root.Remove(target.IncompleteMarker); err != nil {
 		return err
 	}
 	if err := o.directory(p.dirs[0]); err != nil {
@@ -372,71 +327,21 @@ func (p *part) sync(name string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// explain is for failures to write the target; the others are explained already.
-func (p *part) explain(err error) error {
-	var ours *respaldo.Error
-	if err == nil || errors.As(err, &ours) || errors.Is(err, context.Canceled) {
-		return err
-	}
-	hint := "the directory is marked as incomplete; once this is solved, run the same command again"
-	switch {
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		hint = "free or add space and run the same command again, or restore elsewhere; the directory is marked as incomplete"
-	case errors.Is(err, fs.ErrPermission):
-		hint = "run respaldo as root, or as a user that may write there"
-	case errors.Is(err, syscall.EROFS):
-		hint = "the file system is mounted read-only: name another directory"
-	}
-	return &respaldo.Error{Kind: respaldo.Failed, What: "cannot restore into " + p.target, Hint: hint, Err: err}
-}
+func (p *part) explain(err error) error { return target.Explain(p.target, err) }
 
-// owners gives files to whom they belong, by name where this machine knows the name.
-type owners struct {
-	root   bool // only root may give files away
-	users  map[uint32]int
-	groups map[uint32]int
-}
+// owners gives files to whom they belong.
+type owners struct{ *target.Owners }
 
-func newOwners(t fileTable) *owners {
-	o := &owners{root: os.Geteuid() == 0, users: map[uint32]int{}, groups: map[uint32]int{}}
-	for id, name := range t.Users {
-		if u, err := user.Lookup(name); err == nil {
-			add(o.users, id, u.Uid)
-		}
-	}
-	for id, name := range t.Groups {
-		if g, err := user.LookupGroup(name); err == nil {
-			add(o.groups, id, g.Gid)
-		}
-	}
-	return o
-}
+func newOwners(t fileTable) *owners { return &owners{target.NewOwners(t.Users, t.Groups)} }
 
-func add(m map[uint32]int, there, here string) {
-	from, err1 := strconv.ParseUint(there, 10, 32)
-	to, err2 := strconv.Atoi(here)
-	if err1 == nil && err2 == nil {
-		m[uint32(from)] = to
-	}
-}
-
-func (o *owners) of(e *snapshot.DirEntry) (uid, gid int) {
-	uid, gid = int(e.UserID), int(e.GroupID)
-	if id, ok := o.users[e.UserID]; ok {
-		uid = id
-	}
-	if id, ok := o.groups[e.GroupID]; ok {
-		gid = id
-	}
-	return uid, gid
-}
+func (o *owners) of(e *snapshot.DirEntry) (uid, gid int) { return o.Of(e.UserID, e.GroupID) }
 
 // finish gives a written file its owner, then its mode (a new owner takes the set-user bits
 // away), then its time, and closes it.
 func (o *owners) finish(f *restoredFile) error {
 	uid, gid := o.of(f.entry)
 	var err error
-	if o.root {
+	if o.MayGive {
 		err = f.out.Chown(uid, gid)
 	}
 	if err == nil {
@@ -452,7 +357,7 @@ func (o *owners) finish(f *restoredFile) error {
 func (o *owners) directory(d *restoredFile) error {
 	name := path.Clean(d.path) // the target itself is "."
 	uid, gid := o.of(d.entry)
-	if o.root {
+	if o.MayGive {
 		if err := d.part.root.Lchown(name, uid, gid); err != nil {
 			return err
 		}
@@ -465,7 +370,7 @@ func (o *owners) directory(d *restoredFile) error {
 }
 
 func (o *owners) link(l link) error {
-	if !o.root {
+	if !o.MayGive {
 		return nil
 	}
 	uid, gid := o.of(l.entry)

@@ -19,6 +19,7 @@ import (
 	"github.com/kopia/kopia/snapshot"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/target"
 )
 
 // Names at the root of every backup.
@@ -176,7 +177,7 @@ func (s *scan) add(ctx context.Context, n *node, info fs.FileInfo) (bool, error)
 		}
 		for _, e := range entries {
 			// Restored, it would be taken for the mark of that restore.
-			if n.top && e.Name() == IncompleteMarker {
+			if n.top && e.Name() == target.IncompleteMarker {
 				s.skipped = append(s.skipped, n.stored+"/"+e.Name())
 				continue
 			}

@@ -25,7 +25,7 @@ import (
 // sshRelease is the Debian release whose OpenSSH server is used.
 const sshRelease = "bookworm"
 
-// SSHServer is OpenSSH's sshd, for SFTP only, on loopback.
+// SSHServer is OpenSSH's sshd on loopback.
 type SSHServer struct {
 	Host, Port string
 	User       string // the only one it lets in
@@ -43,8 +43,18 @@ type SSHServer struct {
 // installed one has. Not nobody, whose account systemd's name service calls locked.
 const lesser = "daemon"
 
-// StartSSH starts an SSH server that keeps its keys and files below dir.
+// StartSSH starts an SSH server for SFTP only, that keeps its keys and files below dir.
 func StartSSH(ctx context.Context, dir string) (*SSHServer, error) {
+	return startSSH(ctx, dir, "Subsystem sftp internal-sftp\nForceCommand internal-sftp\n", false)
+}
+
+// StartShell starts one that runs commands; their cache folder is Files/cache. Who is root gets
+// a user with a shell, in a mount namespace in which /etc/passwd says so.
+func StartShell(ctx context.Context, dir string) (*SSHServer, error) {
+	return startSSH(ctx, dir, "SetEnv XDG_CACHE_HOME="+filepath.Join(dir, "files", "cache")+"\n", true)
+}
+
+func startSSH(ctx context.Context, dir, settings string, commands bool) (*SSHServer, error) {
 	root, err := openssh(ctx)
 	if err != nil {
 		return nil, err
@@ -84,6 +94,12 @@ func StartSSH(ctx context.Context, dir string) (*SSHServer, error) {
 			}
 		}()
 	}
+	argv := []string{}
+	if commands && me.Uid == "0" {
+		if argv, err = s.shell(server, attr); err != nil {
+			return nil, err
+		}
+	}
 	if s.listener, err = net.Listen("tcp", net.JoinHostPort(s.Host, "0")); err != nil {
 		return nil, err
 	}
@@ -93,13 +109,29 @@ func StartSSH(ctx context.Context, dir string) (*SSHServer, error) {
 	}
 	config := filepath.Join(server, "sshd_config")
 	text := fmt.Sprintf("HostKey %[1]s/host_key\nAuthorizedKeysFile %[1]s/authorized_keys\nStrictModes no\nUsePAM no\n"+
-		"PasswordAuthentication no\nPidFile none\nSubsystem sftp internal-sftp\nForceCommand internal-sftp\nLogLevel ERROR\n", server)
+		"PasswordAuthentication no\nPidFile none\nLogLevel ERROR\n%[2]s", server, settings)
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return nil, errors.Join(err, s.listener.Close())
 	}
+	libs := filepath.Join(root, "usr/lib/x86_64-linux-gnu")
+	argv = append(argv, filepath.Join(libs, "ld-linux-x86-64.so.2"), "--library-path", libs, filepath.Join(root, "usr/sbin/sshd"), "-i", "-e", "-f", config)
 	s.running.Add(1)
-	go s.serve(root, config, attr)
+	go s.serve(argv, attr)
 	return s, nil
+}
+
+// shell gives the lesser user a shell. It returns what starts sshd as that user
+// where this is seen.
+func (s *SSHServer) shell(server string, attr *syscall.SysProcAttr) ([]string, error) {
+	uid, gid := attr.Credential.Uid, attr.Credential.Gid
+	attr.Credential = nil
+	passwd := filepath.Join(server, "passwd")
+	line := fmt.Sprintf("root:x:0:0::/root:/bin/sh\n%s:x:%d:%d::%s:/bin/sh\n", lesser, uid, gid, s.Files)
+	if err := os.WriteFile(passwd, []byte(line), 0o644); err != nil {
+		return nil, err
+	}
+	return []string{"unshare", "-m", "sh", "-c", `mount --bind "$0" /etc/passwd && u=$1 g=$2 && shift 2 && exec setpriv --reuid "$u" --regid "$g" --clear-groups -- "$@"`,
+		passwd, strconv.Itoa(int(uid)), strconv.Itoa(int(gid))}, nil
 }
 
 // URL is that of a repository in a folder of the server.
@@ -124,9 +156,8 @@ func (s *SSHServer) Stop() error {
 
 // serve starts one sshd for each connection, as inetd would: the port is ours from the
 // start, and nobody else can take it.
-func (s *SSHServer) serve(root, config string, attr *syscall.SysProcAttr) {
+func (s *SSHServer) serve(argv []string, attr *syscall.SysProcAttr) {
 	defer s.running.Done()
-	libs := filepath.Join(root, "usr/lib/x86_64-linux-gnu")
 	for {
 		conn, err := s.listener.Accept()
 		if err != nil {
@@ -137,7 +168,7 @@ func (s *SSHServer) serve(root, config string, attr *syscall.SysProcAttr) {
 		if err != nil {
 			continue
 		}
-		cmd := exec.Command(filepath.Join(libs, "ld-linux-x86-64.so.2"), "--library-path", libs, filepath.Join(root, "usr/sbin/sshd"), "-i", "-e", "-f", config)
+		cmd := exec.Command(argv[0], argv[1:]...)
 		cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr, cmd.Dir = socket, socket, os.Stderr, attr, "/"
 		err = cmd.Start()
 		socket.Close()

@@ -1,0 +1,298 @@
+package mysql
+
+import (
+	"context"
+	"crypto/tls"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	driver "github.com/go-sql-driver/mysql"
+
+	"github.com/respaldo-backup/respaldo"
+)
+
+// Source is what a replica follows, and as whom.
+type Source struct {
+	Host     string
+	Port     int
+	User     string
+	Password string
+	TLS      bool // filled by Check: the source offers it
+}
+
+// LoginFor is the account that Connect would use: what the command line and the option files
+// say.
+func LoginFor(o Options) (Account, error) {
+	t, err := resolveTarget(o)
+	return Account{User: t.user, Password: t.password}, err
+}
+
+// ReplicationLogin reads the account of a group of MySQL's option files; no user means none.
+func ReplicationLogin(o Options, group string) (Account, error) {
+	files := clientOptionFiles()
+	if o.DefaultsFile != "" {
+		files = []string{o.DefaultsFile}
+	}
+	parsed, err := readOptionFiles(files, []string{group})
+	if err != nil {
+		return Account{}, &respaldo.Error{Kind: respaldo.Usage, What: "cannot understand the MySQL option files", Hint: "correct the line", Err: err}
+	}
+	var a Account
+	for _, option := range parsed.options {
+		switch option.name {
+		case "user":
+			a.User = option.value
+		case "password":
+			a.Password = option.value
+		}
+	}
+	return a, nil
+}
+
+// openAt connects to a server that is none of ours.
+func openAt(network, address string, a Account) (*sql.DB, error) {
+	cfg := driver.NewConfig()
+	cfg.Net, cfg.Addr, cfg.User, cfg.Passwd = network, address, a.User, a.Password
+	cfg.Timeout = dialTimeout
+	cfg.Logger = &driver.NopLogger{}
+	cfg.InterpolateParams = true
+	cfg.Params = map[string]string{"sql_mode": "''"}
+	if network == "tcp" {
+		// As a replica with MASTER_SSL would, without knowing who signed the certificate.
+		cfg.TLS, cfg.AllowFallbackToPlaintext = &tls.Config{InsecureSkipVerify: true}, true
+	}
+	connector, err := driver.NewConnector(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return sql.OpenDB(connector), nil
+}
+
+// Check logs in as the replica will, and sees that it is the image's origin that answers.
+func (s *Source) Check(ctx context.Context, m respaldo.Manifest) error {
+	address := net.JoinHostPort(s.Host, strconv.Itoa(s.Port))
+	db, err := openAt("tcp", address, Account{User: s.User, Password: s.Password})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	cipher, err := queryRows(ctx, db, "SHOW STATUS LIKE 'Ssl_cipher'")
+	if err != nil {
+		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("cannot log in to the origin at %s as %s", address, s.User), Err: err,
+			Hint: "see that the origin listens there (bind_address, firewall) and that the account exists; --replica-host and --replica-port say where the origin is reached from there"}
+	}
+	s.TLS = len(cipher) > 0 && cipher[0]["value"] != ""
+	vars, err := queryRows(ctx, db, "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('server_uuid', 'server_uid')")
+	if err != nil {
+		return err
+	}
+	for _, v := range vars {
+		if m.ServerUUID != "" && v["value"] != m.ServerUUID {
+			return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("the server at %s is not the one that the image is of", address),
+				Hint: "--replica-host and --replica-port say where the origin is reached from there"}
+		}
+	}
+	grants, err := queryRows(ctx, db, "SHOW GRANTS")
+	if err != nil {
+		return err
+	}
+	said := ""
+	for _, row := range grants {
+		for _, value := range row {
+			said += value + "\n"
+		}
+	}
+	if !strings.Contains(said, "REPLICATION SLAVE") && !strings.Contains(said, "ALL PRIVILEGES") && !strings.Contains(said, "GRANT `") {
+		return &respaldo.Error{Kind: respaldo.Refused, What: "the account " + s.User + " may not replicate from " + address, Hint: "GRANT REPLICATION SLAVE ON *.* TO it, at the origin"}
+	}
+	return nil
+}
+
+// Follow makes the instance's image a replica from exactly where the image stands. What the
+// image was a replica of is forgotten. It returns the name of the relay logs, which whoever
+// starts the replica must repeat.
+func (i *Instance) Follow(ctx context.Context, s Source) (relayLog string, err error) {
+	m := i.request.Manifest
+	conn, err := i.db.Conn(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	if _, err := conn.ExecContext(ctx, "SET SESSION sql_mode=''"); err != nil { // for quoteText
+		return "", err
+	}
+	statements, err := followStatements(ctx, conn, s, m)
+	if err != nil {
+		return "", err
+	}
+	for _, statement := range statements {
+		if _, err := conn.ExecContext(ctx, statement); err != nil {
+			what, _, _ := strings.Cut(statement, " TO ")
+			return "", &respaldo.Error{Kind: respaldo.NotProved, What: "cannot make the copy a replica (" + what + ")", Hint: "its log is " + i.LogPath(), Err: err}
+		}
+	}
+	if m.Version.Flavor == respaldo.MySQL && gtidOn(m) {
+		var holds int
+		err := conn.QueryRowContext(ctx, "SELECT GTID_SUBSET("+quoteText(m.Quiesced.Coordinates.GTIDSet)+", @@GLOBAL.gtid_executed)").Scan(&holds)
+		if err == nil && holds == 0 {
+			err = &respaldo.Error{Kind: respaldo.NotProved, What: "the copy does not hold the transactions that its coordinates name: " + m.Quiesced.Coordinates.GTIDSet}
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return relayLog, conn.QueryRowContext(ctx, "SELECT @@GLOBAL.relay_log").Scan(&relayLog)
+}
+
+func gtidOn(m respaldo.Manifest) bool { return m.Variables["gtid_mode"] == "ON" }
+
+func followStatements(ctx context.Context, q queryer, s Source, m respaldo.Manifest) (statements []string, err error) {
+	at := m.Quiesced.Coordinates
+	if at.File == "" {
+		return nil, &respaldo.Error{Kind: respaldo.Refused, What: "the origin keeps no binlog, so nothing can follow it", Hint: "set log_bin there"}
+	}
+	v := m.Version
+	source, replica := "MASTER", "SLAVE"
+	if v.AtLeast(respaldo.MySQL, 8, 0, 23) {
+		source, replica = "SOURCE", "REPLICA"
+	}
+	options := []string{source + "_HOST=" + quoteText(s.Host), fmt.Sprintf("%s_PORT=%d", source, s.Port),
+		source + "_USER=" + quoteText(s.User), source + "_PASSWORD=" + quoteText(s.Password)}
+	if s.TLS {
+		options = append(options, source+"_SSL=1")
+	} else if v.Flavor == respaldo.MySQL && v.AtLeast(respaldo.MySQL, 8, 0, 4) {
+		// Else an account of the default kind cannot send its password.
+		options = append(options, map[bool]string{true: "GET_SOURCE_PUBLIC_KEY=1", false: "GET_MASTER_PUBLIC_KEY=1"}[source == "SOURCE"])
+	}
+	position := fmt.Sprintf("%[1]s_LOG_FILE=%[2]s, %[1]s_LOG_POS=%[3]d", source, quoteText(at.File), at.Position)
+	if v.Flavor == respaldo.MariaDB {
+		channels, err := queryRows(ctx, q, replicaStatusStatement(v))
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range channels {
+			statements = append(statements, "RESET SLAVE "+quoteText(c["connection_name"])+" ALL")
+		}
+		options = append(options, "MASTER_SSL_VERIFY_SERVER_CERT=0")
+		if !s.TLS {
+			options = append(options, "MASTER_SSL=0")
+		}
+		if at.GTIDSet != "" {
+			// The origin's own binlogs came along, and contradict any position that is set.
+			statements = append(statements, "RESET MASTER", "SET GLOBAL gtid_slave_pos="+quoteText(at.GTIDSet))
+			position = "MASTER_USE_GTID=slave_pos"
+		}
+		return append(statements, "CHANGE MASTER TO "+strings.Join(append(options, position), ", ")), nil
+	}
+	if gtidOn(m) {
+		position = source + "_AUTO_POSITION=1"
+	}
+	change := "CHANGE MASTER TO "
+	if source == "SOURCE" {
+		change = "CHANGE REPLICATION SOURCE TO "
+	}
+	return []string{"RESET " + replica + " ALL", change + strings.Join(append(options, position), ", ")}, nil
+}
+
+// quoteText quotes for a session without a sql_mode: one of them makes backslashes letters.
+func quoteText(s string) string {
+	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `''`, "\x00", `\0`, "\n", `\n`).Replace(s) + "'"
+}
+
+// patienceToConnect is how long a replica may fail to reach its source before that is
+// called a failure: the first try may come too early.
+const patienceToConnect = 45 * time.Second
+
+// AwaitFollowing returns when the replica at a socket runs and has applied everything up to
+// where its source stood. It waits as long as it gets on; what stops the replica is an error.
+func AwaitFollowing(ctx context.Context, socket string, a Account, v respaldo.Version, until respaldo.Coordinates) error {
+	db, err := openAt("unix", socket, a)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	begun := time.Now()
+	for {
+		state, err := lookAtReplica(ctx, db, v, until)
+		if err != nil {
+			return &respaldo.Error{Kind: respaldo.Failed, What: "the server runs, and cannot be asked whether it follows", Err: err,
+				Hint: "the account " + a.User + " needs REPLICATION CLIENT (MariaDB: SLAVE MONITOR); look with SHOW REPLICA STATUS"}
+		}
+		switch {
+		case state.follows:
+			return nil
+		case state.trouble != "" && (state.stopped || time.Since(begun) > patienceToConnect):
+			return &respaldo.Error{Kind: respaldo.Failed, What: "the server runs, and does not follow the origin", Err: errors.New(state.trouble),
+				Hint: "look with SHOW REPLICA STATUS; the copy itself is complete"}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+type replicaState struct {
+	follows, stopped bool
+	trouble          string
+}
+
+func lookAtReplica(ctx context.Context, db *sql.DB, v respaldo.Version, until respaldo.Coordinates) (replicaState, error) {
+	var s replicaState
+	rows, err := queryRows(ctx, db, replicaStatusStatement(v))
+	if err != nil {
+		return s, err
+	}
+	if len(rows) == 0 {
+		return s, errors.New("it is no replica")
+	}
+	r := rows[0]
+	fetching, applying := r.first("replica_io_running", "slave_io_running"), r.first("replica_sql_running", "slave_sql_running")
+	s.trouble = r.first("last_io_error", "last_sql_error", "last_error")
+	s.stopped = fetching == "No" || applying == "No"
+	if fetching != "Yes" || applying != "Yes" {
+		return s, nil
+	}
+	switch {
+	case v.Flavor == respaldo.MariaDB && r["using_gtid"] != "" && r["using_gtid"] != "No":
+		at, err := queryRows(ctx, db, "SELECT @@GLOBAL.gtid_slave_pos AS gtid")
+		if err != nil {
+			return s, err
+		}
+		s.follows = reached(at[0]["gtid"], until.GTIDSet)
+	case r["auto_position"] == "1":
+		at, err := queryRows(ctx, db, "SELECT GTID_SUBSET("+quoteText(until.GTIDSet)+", @@GLOBAL.gtid_executed) AS holds")
+		if err != nil {
+			return s, err
+		}
+		s.follows = at[0]["holds"] == "1"
+	default:
+		file := r.first("relay_source_log_file", "relay_master_log_file")
+		position, _ := strconv.ParseUint(r.first("exec_source_log_pos", "exec_master_log_pos"), 10, 64)
+		s.follows = file > until.File && len(file) >= len(until.File) || file == until.File && position >= until.Position
+	}
+	return s, nil
+}
+
+// reached compares MariaDB's positions, one GTID for each domain.
+func reached(have, want string) bool {
+	sequence := func(gtid string) uint64 {
+		n, _ := strconv.ParseUint(gtid[strings.LastIndex(gtid, "-")+1:], 10, 64)
+		return n
+	}
+	there := byDomain(have)
+	for domain, gtid := range byDomain(want) {
+		if sequence(there[domain]) < sequence(gtid) {
+			return false
+		}
+	}
+	return true
+}
