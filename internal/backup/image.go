@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
@@ -276,7 +277,11 @@ func (op *operation) restoreImage(ctx context.Context, r *repo.Repo, b respaldo.
 // watched runs do while the fill of a snapshot is watched. One that is kept is not Watch's
 // to remove.
 func (op *operation) watched(ctx context.Context, f *frozen, s volume.Snapshot, kept bool, do func(context.Context) error) error {
-	watching, stillValid := volume.Watch(ctx, s, op.watchOptions(f.volume.Kind, kept))
+	options := op.watchOptions(f.volume.Kind, kept)
+	if f.volume.Kind == respaldo.Btrfs {
+		options.Every = 5 * time.Second // each look is a mount, which others may listen to for hours
+	}
+	watching, stillValid := volume.Watch(ctx, s, options)
 	err := do(watching)
 	if lost := stillValid(); lost != nil && !errors.Is(err, lost) {
 		return joinErrors(lost, err) // why the rest failed, if it did
