@@ -119,6 +119,7 @@ type dumpJob struct {
 	request DumpRequest
 	image   openedImage
 	tool    mysql.DumpTool
+	head    string            // what stands at its head
 	stream  *mysql.DumpStream // what has been written is not whole before it is finished
 	done    *Dumped
 }
@@ -142,17 +143,34 @@ func (op *operation) dumpImage(ctx context.Context, img openedImage, job *dumpJo
 			return contextCause(ctx, err)
 		}
 		op.Report.Step("started", "a private server on "+img.What)
+		if err := op.headFor(ctx, instance, job); err != nil {
+			return joinErrors(err, op.dismiss(ctx, instance))
+		}
 		ledger.Point("dump.write")
 		err = target.write(ctx, instance, job)
 		return joinErrors(err, op.dismiss(ctx, instance))
 	})
 }
 
+// headFor writes the dump's head, without coordinates if those would mislead.
+func (op *operation) headFor(ctx context.Context, instance *mysql.Instance, job *dumpJob) error {
+	inexact, err := instance.Inexact(ctx)
+	if err != nil {
+		return contextCause(ctx, err)
+	}
+	if inexact != "" {
+		op.Report.Warn("the dump has no coordinates to replicate from: " + inexact)
+		job.done.Coordinates = respaldo.Coordinates{}
+	}
+	job.head = mysql.DumpHead(job.image.Manifest, job.image.What, op.Program, inexact)
+	return nil
+}
+
 // sql writes the dump, but for its last line, to w.
 func (op *operation) sql(ctx context.Context, instance *mysql.Instance, job *dumpJob, w io.Writer) error {
 	m := job.image.Manifest
 	job.stream = mysql.NewDumpStream(w, m.Version, op.midway("dump.writing"))
-	if err := job.stream.WriteHead(mysql.DumpHead(m, job.image.What, op.Program)); err != nil {
+	if err := job.stream.WriteHead(job.head); err != nil {
 		return err
 	}
 	return instance.Dump(ctx, job.tool, job.scope, job.stream)
@@ -163,6 +181,7 @@ func (op *operation) sql(ctx context.Context, instance *mysql.Instance, job *dum
 func (j *dumpJob) manifest(program string) respaldo.Manifest {
 	m := j.image.Manifest
 	m.Program = program
+	m.Quiesced.Coordinates = j.done.Coordinates
 	m.Proof = respaldo.Proof{}
 	m.Layout.Places = nil
 	m.Dump = &respaldo.Dump{Image: j.image.What, Tool: j.tool.String(), Databases: j.request.Databases, Tables: j.request.Tables}

@@ -65,8 +65,7 @@ func (d *folderDump) close(ctx context.Context, err *error) {
 
 // mydump has mydumper fill a directory.
 func (op *operation) mydump(ctx context.Context, instance *mysql.Instance, job *dumpJob, dir string) error {
-	m := job.image.Manifest
-	if err := instance.Mydump(ctx, job.tool, job.scope, dir, mysql.DumpHead(m, job.image.What, op.Program)); err != nil {
+	if err := instance.Mydump(ctx, job.tool, job.scope, dir, job.done.Coordinates, job.head); err != nil {
 		return err
 	}
 	tables, err := filepath.Glob(filepath.Join(dir, "*-schema.sql*"))

@@ -225,6 +225,9 @@ func TestDumpBringsEverythingOver(t *testing.T) {
 			t.Parallel()
 			o := richOrigin(t, name)
 			i := startForDump(t, o.clean.request(t))
+			if inexact, err := i.Inexact(t.Context()); err != nil || inexact != "" {
+				t.Errorf("inexact: %q, %v", inexact, err)
+			}
 			tool := dumpTool(t, o)
 			all, err := dumped(t, i, tool, DumpScope{})
 			if err != nil {
@@ -320,10 +323,14 @@ func TestDumpOfADamagedTableFails(t *testing.T) {
 			t.Parallel()
 			o := theOrigin(t, name)
 			r := o.clean.request(t)
+			r.Manifest.Quiesced.Coordinates = o.earlier
 			if err := os.Truncate(filepath.Join(r.Dirs[o.data], "shop/old.MYD"), 7); err != nil {
 				t.Fatal(err)
 			}
 			i := startForDump(t, r)
+			if inexact, err := i.Inexact(t.Context()); err != nil || !strings.Contains(inexact, "later") {
+				t.Errorf("after the coordinates: %q, %v", inexact, err)
+			}
 			text, err := dumped(t, i, dumpTool(t, o), DumpScope{Databases: []string{"shop"}})
 			if respaldo.KindOf(err) != respaldo.Failed || !strings.Contains(err.Error(), "old") {
 				t.Errorf("error %v", err)
