@@ -77,6 +77,7 @@ type operation struct {
 	scope   string
 	volumes *volume.System
 	ledger  *ledger.Ledger
+	seen    []volume.Snapshot // all of ours on this machine, when the operation swept
 }
 
 // begin excludes other operations on this server, then sweeps what a dead run left. What

@@ -236,7 +236,7 @@ func enoughRoom(parts []*part, sparse map[string]bool) error {
 		}
 		if v.need > v.free {
 			return &respaldo.Error{Kind: respaldo.Refused,
-				What: fmt.Sprintf("%s has room for %s, and the backup needs %s", p.target, gib(v.free), gib(v.need)),
+				What: fmt.Sprintf("%s has room for %s, and what goes there needs %s", p.target, gib(v.free), gib(v.need)),
 				Hint: "free or add space there, or restore into another directory; nothing was touched"}
 		}
 	}
