@@ -77,6 +77,21 @@ func (op *operation) mydump(ctx context.Context, instance *mysql.Instance, job *
 	return err
 }
 
+// sizeOf is what the regular files in a directory hold.
+func sizeOf(dir string) (sum int64, err error) {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		info, statErr := e.Info()
+		if statErr != nil {
+			return sum, statErr
+		}
+		if info.Mode().IsRegular() {
+			sum += info.Size()
+		}
+	}
+	return sum, err
+}
+
 // syncTree returns when all of a directory is on disk.
 func syncTree(dir string) error {
 	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
