@@ -20,6 +20,7 @@ type DumpRequest struct {
 	Of        string // the server whose backups are looked among; "" is every server's
 	Databases []string
 	Tables    []string // "database.table"; with neither, everything, users and grants included
+	Without   []string // tables and views to leave out
 	Tool      string   // one of mysql's Tool constants; "" is ToolAuto
 	Program   string   // path of the dump program, if not the one that is found
 
@@ -88,12 +89,17 @@ func (s *Site) Dump(ctx context.Context, request DumpRequest) (done Dumped, err 
 // settle reads the request's names and refuses what contradicts itself.
 func (r *DumpRequest) settle() (scope mysql.DumpScope, err error) {
 	scope.Databases = r.Databases
-	for _, name := range r.Tables {
-		table, err := mysql.ParseDumpTable(name)
-		if err != nil {
-			return scope, err
+	for _, named := range []struct {
+		names []string
+		to    *[]mysql.DumpTable
+	}{{r.Tables, &scope.Tables}, {r.Without, &scope.Without}} {
+		for _, name := range named.names {
+			table, err := mysql.ParseDumpTable(name)
+			if err != nil {
+				return scope, err
+			}
+			*named.to = append(*named.to, table)
 		}
-		scope.Tables = append(scope.Tables, table)
 	}
 	usage := func(what, hint string) (mysql.DumpScope, error) {
 		return scope, &respaldo.Error{Kind: respaldo.Usage, What: what, Hint: hint}
@@ -105,6 +111,8 @@ func (r *DumpRequest) settle() (scope mysql.DumpScope, err error) {
 		return usage("--databases has an empty name in it", "separate the names with single commas")
 	case !slices.Contains([]string{"", mysql.ToolAuto, mysql.ToolMysqldump, mysql.ToolMydumper}, r.Tool):
 		return usage("--tool is auto, mysqldump or mydumper, not "+r.Tool, "")
+	case r.Tool == mysql.ToolMydumper && len(r.Without) > 0:
+		return usage("--without is not for mydumper", "name the others with --tables, or leave --tool out")
 	case r.Tool == mysql.ToolMydumper && (r.Stdout != nil || r.Compress != ""):
 		return usage("mydumper writes a directory of files", "give --to DIR or --to repository, and no --compress")
 	case r.Repository && r.Compress != "":
@@ -184,7 +192,7 @@ func (j *dumpJob) manifest(program string) respaldo.Manifest {
 	m.Quiesced.Coordinates = j.done.Coordinates
 	m.Proof = respaldo.Proof{}
 	m.Layout.Places = nil
-	m.Dump = &respaldo.Dump{Image: j.image.What, Tool: j.tool.String(), Databases: j.request.Databases, Tables: j.request.Tables}
+	m.Dump = &respaldo.Dump{Image: j.image.What, Tool: j.tool.String(), Databases: j.request.Databases, Tables: j.request.Tables, Without: j.request.Without}
 	return m
 }
 

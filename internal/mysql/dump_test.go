@@ -310,6 +310,19 @@ func (o *origin) partsOfIt(t *testing.T, i *Instance, tool DumpTool, target *ser
 	if count("SELECT COUNT(*) FROM shop.orders") != 3 || count("SELECT COUNT(*) FROM `odd ``name`.`a table`") != 1 {
 		t.Error("tables of two databases did not come back")
 	}
+	for _, q := range []string{"CREATE TABLE shop.gone (id INT)", "CREATE VIEW shop.invalid AS SELECT id FROM shop.gone", "DROP TABLE shop.gone"} {
+		if _, err := i.DB().Exec(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	scope := DumpScope{Databases: []string{"shop"}}
+	if _, err := dumped(t, i, tool, scope); err == nil || !strings.Contains(err.Error(), "shop.invalid") || !strings.Contains(strings.Join(respaldo.HintsOf(err), " "), "--without") {
+		t.Errorf("a view of a table that is gone: %v", err)
+	}
+	scope.Without = []DumpTable{{"shop", "invalid"}, {"shop", "old"}}
+	if text, err = dumped(t, i, tool, scope); err != nil || strings.Contains(text, "TABLE `old`") || !strings.Contains(text, "TABLE `orders`") {
+		t.Errorf("without that view, and a table: %v", err)
+	}
 	if _, err := dumped(t, i, tool, DumpScope{Databases: []string{"nonsense"}}); err == nil || !strings.Contains(err.Error(), "nonsense") {
 		t.Errorf("a database that does not exist: %v", err)
 	}
