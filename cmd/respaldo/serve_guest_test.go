@@ -202,7 +202,6 @@ func (s *stand) servesNow(t *testing.T) {
 	if s.into(&list, "list", "--served"); len(list) != 1 || list[0].Name != v.Name || list[0].Port != v.Port {
 		t.Errorf("listed: %+v", list)
 	}
-	t.Log(s.ok("list", "--served").stdout)
 	s.ok("stop")
 	v.ends(0)
 	s.fails(int(respaldo.NotFound), "stop")
@@ -255,7 +254,6 @@ func (s *stand) servesKept(t *testing.T) {
 		t.Error(err)
 	}
 	o := s.ok("serve", kept, "--ttl", "1s")
-	t.Log(o.stdout, o.stderr)
 	if !strings.Contains(o.stderr, "time has passed") || !strings.Contains(o.stdout, "copied") && !strings.Contains(o.stderr, "copied") {
 		t.Errorf("it does not say what it did, and why it ended:\n%s%s", o.stdout, o.stderr)
 	}
