@@ -287,6 +287,7 @@ type Dump struct {
 	Tool      string   `json:"tool"`  // "mariadb-dump 10.11.14"
 	Databases []string `json:"databases,omitempty"`
 	Tables    []string `json:"tables,omitempty"` // neither: all, users and grants included
+	Without   []string `json:"without,omitempty"`
 }
 
 // Binary is how to start a server program: Argv without any server options.

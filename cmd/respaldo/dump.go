@@ -78,6 +78,7 @@ a directory.`,
 	f.StringVar(&to, "to", "", "`FILE`, - for standard output, or repository")
 	f.StringSliceVar(&request.Databases, "databases", nil, "`NAMES` of databases, separated by commas; without this and --tables, all")
 	f.StringSliceVar(&request.Tables, "tables", nil, "`NAMES` of tables (shop.orders), separated by commas")
+	f.StringSliceVar(&request.Without, "without", nil, "`NAMES` of tables and views to leave out (shop.log), separated by commas")
 	f.StringVar(&compress, "compress", "", "`KIND` of compression: zstd, gzip or none; without it, by the file's suffix")
 	f.BoolVar(&request.Force, "force", false, "replace the file, once the new one is whole")
 	f.StringVar(&request.Tool, "tool", mysql.ToolAuto, "dump with this `TOOL`: auto, mysqldump or mydumper")

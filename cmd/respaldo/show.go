@@ -87,11 +87,15 @@ func showBackup(p *page, b respaldo.Backup) {
 
 // dumpedText is what of the server a dump holds.
 func dumpedText(d respaldo.Dump) string {
+	text := "everything"
 	switch {
 	case len(d.Databases) > 0:
-		return "the databases " + strings.Join(d.Databases, ", ")
+		text = "the databases " + strings.Join(d.Databases, ", ")
 	case len(d.Tables) > 0:
-		return "the tables " + strings.Join(d.Tables, ", ")
+		text = "the tables " + strings.Join(d.Tables, ", ")
 	}
-	return "everything"
+	if len(d.Without) > 0 {
+		text += " without " + strings.Join(d.Without, ", ")
+	}
+	return text
 }

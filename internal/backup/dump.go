@@ -20,6 +20,7 @@ type DumpRequest struct {
 	Of        string // the server whose backups are looked among; "" is every server's
 	Databases []string
 	Tables    []string // "database.table"; with neither, everything, users and grants included
+	Without   []string // tables and views to leave out
 	Tool      string   // one of mysql's Tool constants; "" is ToolAuto
 	Program   string   // path of the dump program, if not the one that is found
 
@@ -88,12 +89,17 @@ func (s *Site) Dump(ctx context.Context, request DumpRequest) (done Dumped, err 
 // settle reads the request's names and refuses what contradicts itself.
 func (r *DumpRequest) settle() (scope mysql.DumpScope, err error) {
 	scope.Databases = r.Databases
-	for _, name := range r.Tables {
-		table, err := mysql.ParseDumpTable(name)
-		if err != nil {
-			return scope, err
+	for _, named := range []struct {
+		names []string
+		to    *[]mysql.DumpTable
+	}{{r.Tables, &scope.Tables}, {r.Without, &scope.Without}} {
+		for _, name := range named.names {
+			table, err := mysql.ParseDumpTable(name)
+			if err != nil {
+				return scope, err
+			}
+			*named.to = append(*named.to, table)
 		}
-		scope.Tables = append(scope.Tables, table)
 	}
 	usage := func(what, hint string) (mysql.DumpScope, error) {
 		return scope, &respaldo.Error{Kind: respaldo.Usage, What: what, Hint: hint}
@@ -105,6 +111,8 @@ func (r *DumpRequest) settle() (scope mysql.DumpScope, err error) {
 		return usage("--databases has an empty name in it", "separate the names with single commas")
 	case !slices.Contains([]string{"", mysql.ToolAuto, mysql.ToolMysqldump, mysql.ToolMydumper}, r.Tool):
 		return usage("--tool is auto, mysqldump or mydumper, not "+r.Tool, "")
+	case r.Tool == mysql.ToolMydumper && len(r.Without) > 0:
+		return usage("--without is not for mydumper", "name the others with --tables, or leave --tool out")
 	case r.Tool == mysql.ToolMydumper && (r.Stdout != nil || r.Compress != ""):
 		return usage("mydumper writes a directory of files", "give --to DIR or --to repository, and no --compress")
 	case r.Repository && r.Compress != "":
@@ -119,6 +127,7 @@ type dumpJob struct {
 	request DumpRequest
 	image   openedImage
 	tool    mysql.DumpTool
+	head    string            // what stands at its head
 	stream  *mysql.DumpStream // what has been written is not whole before it is finished
 	done    *Dumped
 }
@@ -142,17 +151,34 @@ func (op *operation) dumpImage(ctx context.Context, img openedImage, job *dumpJo
 			return contextCause(ctx, err)
 		}
 		op.Report.Step("started", "a private server on "+img.What)
+		if err := op.headFor(ctx, instance, job); err != nil {
+			return joinErrors(err, op.dismiss(ctx, instance))
+		}
 		ledger.Point("dump.write")
 		err = target.write(ctx, instance, job)
 		return joinErrors(err, op.dismiss(ctx, instance))
 	})
 }
 
+// headFor writes the dump's head, without coordinates if those would mislead.
+func (op *operation) headFor(ctx context.Context, instance *mysql.Instance, job *dumpJob) error {
+	inexact, err := instance.Inexact(ctx)
+	if err != nil {
+		return contextCause(ctx, err)
+	}
+	if inexact != "" {
+		op.Report.Warn("the dump has no coordinates to replicate from: " + inexact)
+		job.done.Coordinates = respaldo.Coordinates{}
+	}
+	job.head = mysql.DumpHead(job.image.Manifest, job.image.What, op.Program, inexact)
+	return nil
+}
+
 // sql writes the dump, but for its last line, to w.
 func (op *operation) sql(ctx context.Context, instance *mysql.Instance, job *dumpJob, w io.Writer) error {
 	m := job.image.Manifest
 	job.stream = mysql.NewDumpStream(w, m.Version, op.midway("dump.writing"))
-	if err := job.stream.WriteHead(mysql.DumpHead(m, job.image.What, op.Program)); err != nil {
+	if err := job.stream.WriteHead(job.head); err != nil {
 		return err
 	}
 	return instance.Dump(ctx, job.tool, job.scope, job.stream)
@@ -163,9 +189,10 @@ func (op *operation) sql(ctx context.Context, instance *mysql.Instance, job *dum
 func (j *dumpJob) manifest(program string) respaldo.Manifest {
 	m := j.image.Manifest
 	m.Program = program
+	m.Quiesced.Coordinates = j.done.Coordinates
 	m.Proof = respaldo.Proof{}
 	m.Layout.Places = nil
-	m.Dump = &respaldo.Dump{Image: j.image.What, Tool: j.tool.String(), Databases: j.request.Databases, Tables: j.request.Tables}
+	m.Dump = &respaldo.Dump{Image: j.image.What, Tool: j.tool.String(), Databases: j.request.Databases, Tables: j.request.Tables, Without: j.request.Without}
 	return m
 }
 

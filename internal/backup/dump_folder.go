@@ -65,8 +65,7 @@ func (d *folderDump) close(ctx context.Context, err *error) {
 
 // mydump has mydumper fill a directory.
 func (op *operation) mydump(ctx context.Context, instance *mysql.Instance, job *dumpJob, dir string) error {
-	m := job.image.Manifest
-	if err := instance.Mydump(ctx, job.tool, job.scope, dir, mysql.DumpHead(m, job.image.What, op.Program)); err != nil {
+	if err := instance.Mydump(ctx, job.tool, job.scope, dir, job.done.Coordinates, job.head); err != nil {
 		return err
 	}
 	tables, err := filepath.Glob(filepath.Join(dir, "*-schema.sql*"))
@@ -76,6 +75,21 @@ func (op *operation) mydump(ctx context.Context, instance *mysql.Instance, job *
 	size, err := sizeOf(dir)
 	job.done.Tables, job.done.Bytes, job.done.Written = len(tables), size, size
 	return err
+}
+
+// sizeOf is what the regular files in a directory hold.
+func sizeOf(dir string) (sum int64, err error) {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		info, statErr := e.Info()
+		if statErr != nil {
+			return sum, statErr
+		}
+		if info.Mode().IsRegular() {
+			sum += info.Size()
+		}
+	}
+	return sum, err
 }
 
 // syncTree returns when all of a directory is on disk.

@@ -253,7 +253,7 @@ func (d *repositoryDump) write(ctx context.Context, instance *mysql.Instance, jo
 const dumpName = "dump"
 
 func (d *repositoryDump) save(ctx context.Context, job *dumpJob, entry repo.TreeEntry) (err error) {
-	d.saved, err = d.repository.Save(ctx, d.op.Server, repo.Tree{Entries: []repo.TreeEntry{entry}}, nil)
+	d.saved, err = d.repository.Save(ctx, job.image.Manifest.Server, repo.Tree{Entries: []repo.TreeEntry{entry}}, nil)
 	return err
 }
 

@@ -10,20 +10,27 @@ import (
 
 // DumpHead is what stands at the head of a dump, as SQL comments: what it is of, and the
 // statements that make a server on which it was loaded a replica of the origin. The
-// coordinates are the image's; those of the private server that was dumped mean nothing.
-func DumpHead(m respaldo.Manifest, what, program string) string {
+// coordinates are the image's; those of the private server that was dumped mean nothing. If
+// they are inexact, the head says why instead.
+func DumpHead(m respaldo.Manifest, what, program, inexact string) string {
 	var b strings.Builder
 	line := func(format string, args ...any) {
 		text := strings.TrimRight(fmt.Sprintf(format, args...), " ")
 		b.WriteString(strings.TrimRight("-- "+strings.NewReplacer("\n", " ", "\r", " ").Replace(text), " ") + "\n")
 	}
 	at := m.Quiesced.Coordinates
+	if inexact != "" {
+		at = respaldo.Coordinates{}
+	}
 	line("Logical dump of server %s on %s, %s, by respaldo %s", m.Server, m.Host, m.Version.Text, program)
 	line("Image: %s, taken %s", what, m.Taken.UTC().Format(time.RFC3339))
 	line("")
-	if at.File == "" {
+	switch {
+	case inexact != "":
+		line("There are no coordinates to replicate from. %s", inexact)
+	case at.File == "":
 		line("The origin wrote no binlogs: there are no coordinates to replicate from.")
-	} else {
+	default:
 		line("As of %s. Statements that let a server with these data replicate from the", at)
 		line("origin, by file and position:")
 		line("")

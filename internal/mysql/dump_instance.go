@@ -36,6 +36,17 @@ func StartForDump(ctx context.Context, request InstanceRequest) (*Instance, erro
 	return StartInstance(ctx, request)
 }
 
+// Inexact says why what the instance holds is not what the image's coordinates say: a server
+// that follows from there would miss transactions, or apply some twice. "" is as it should be.
+func (i *Instance) Inexact(ctx context.Context) (string, error) {
+	at, err := i.Coordinates(ctx)
+	if err != nil {
+		return "", err
+	}
+	problems, err := i.compare(ctx, at)
+	return strings.Join(problems, "; "), err
+}
+
 // transient makes the account, one statement on each line, and takes it out of the tables:
 // MariaDB goes by its memory, until it is told to read them again.
 func (a Account) transient(v respaldo.Version) string {

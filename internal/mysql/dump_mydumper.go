@@ -19,9 +19,10 @@ import (
 // dump is of and where to replicate from.
 const DumpCoordinates = "respaldo.txt"
 
-// Mydump has mydumper fill an empty directory with the scope, and adds the head of a dump.
+// Mydump has mydumper fill an empty directory with the scope, puts the image's coordinates
+// in the place of the private server's, and adds the head of a dump.
 // The directory is whole when it returns nil.
-func (i *Instance) Mydump(ctx context.Context, tool DumpTool, scope DumpScope, dir, head string) error {
+func (i *Instance) Mydump(ctx context.Context, tool DumpTool, scope DumpScope, dir string, at respaldo.Coordinates, head string) error {
 	args := []string{"--defaults-file=/dev/null", "--socket=" + i.Socket(), "--user=" + i.user(), "--outputdir=" + dir,
 		"--threads=2", "--compress", "--triggers", "--routines", "--events", "--verbose=1",
 		"--no-locks"} // nobody writes
@@ -54,7 +55,7 @@ func (i *Instance) Mydump(ctx context.Context, tool DumpTool, scope DumpScope, d
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(path, []byte(withCoordinates(string(text), i.request.Manifest.Quiesced.Coordinates)), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(withCoordinates(string(text), at)), 0o600); err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(dir, DumpCoordinates), []byte(head), 0o600)

@@ -33,7 +33,7 @@ func TestMydumperDumps(t *testing.T) {
 		t.Fatal(err)
 	}
 	scope := DumpScope{Databases: []string{"shop"}}
-	if err := i.Mydump(t.Context(), tool, scope, dir, DumpHead(r.Manifest, "now", "1.0")); err != nil {
+	if err := i.Mydump(t.Context(), tool, scope, dir, at, DumpHead(r.Manifest, "now", "1.0", "")); err != nil {
 		t.Fatal(err)
 	}
 	metadata, err := os.ReadFile(filepath.Join(dir, "metadata"))
@@ -58,7 +58,7 @@ func TestMydumperDumps(t *testing.T) {
 	}
 	scope = DumpScope{Tables: []DumpTable{{"shop", "no_such_table"}}}
 	stopInstance(t, i)
-	if err := i.Mydump(t.Context(), tool, scope, t.TempDir(), ""); err == nil {
+	if err := i.Mydump(t.Context(), tool, scope, t.TempDir(), at, ""); err == nil {
 		t.Error("it dumps a server that is gone")
 	}
 }

@@ -225,6 +225,9 @@ func TestDumpBringsEverythingOver(t *testing.T) {
 			t.Parallel()
 			o := richOrigin(t, name)
 			i := startForDump(t, o.clean.request(t))
+			if inexact, err := i.Inexact(t.Context()); err != nil || inexact != "" {
+				t.Errorf("inexact: %q, %v", inexact, err)
+			}
 			tool := dumpTool(t, o)
 			all, err := dumped(t, i, tool, DumpScope{})
 			if err != nil {
@@ -307,6 +310,19 @@ func (o *origin) partsOfIt(t *testing.T, i *Instance, tool DumpTool, target *ser
 	if count("SELECT COUNT(*) FROM shop.orders") != 3 || count("SELECT COUNT(*) FROM `odd ``name`.`a table`") != 1 {
 		t.Error("tables of two databases did not come back")
 	}
+	for _, q := range []string{"CREATE TABLE shop.gone (id INT)", "CREATE VIEW shop.invalid AS SELECT id FROM shop.gone", "DROP TABLE shop.gone"} {
+		if _, err := i.DB().Exec(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	scope := DumpScope{Databases: []string{"shop"}}
+	if _, err := dumped(t, i, tool, scope); err == nil || !strings.Contains(err.Error(), "shop.invalid") || !strings.Contains(strings.Join(respaldo.HintsOf(err), " "), "--without") {
+		t.Errorf("a view of a table that is gone: %v", err)
+	}
+	scope.Without = []DumpTable{{"shop", "invalid"}, {"shop", "old"}}
+	if text, err = dumped(t, i, tool, scope); err != nil || strings.Contains(text, "TABLE `old`") || !strings.Contains(text, "TABLE `orders`") {
+		t.Errorf("without that view, and a table: %v", err)
+	}
 	if _, err := dumped(t, i, tool, DumpScope{Databases: []string{"nonsense"}}); err == nil || !strings.Contains(err.Error(), "nonsense") {
 		t.Errorf("a database that does not exist: %v", err)
 	}
@@ -320,10 +336,14 @@ func TestDumpOfADamagedTableFails(t *testing.T) {
 			t.Parallel()
 			o := theOrigin(t, name)
 			r := o.clean.request(t)
+			r.Manifest.Quiesced.Coordinates = o.earlier
 			if err := os.Truncate(filepath.Join(r.Dirs[o.data], "shop/old.MYD"), 7); err != nil {
 				t.Fatal(err)
 			}
 			i := startForDump(t, r)
+			if inexact, err := i.Inexact(t.Context()); err != nil || !strings.Contains(inexact, "later") {
+				t.Errorf("after the coordinates: %q, %v", inexact, err)
+			}
 			text, err := dumped(t, i, dumpTool(t, o), DumpScope{Databases: []string{"shop"}})
 			if respaldo.KindOf(err) != respaldo.Failed || !strings.Contains(err.Error(), "old") {
 				t.Errorf("error %v", err)

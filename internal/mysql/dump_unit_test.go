@@ -102,7 +102,7 @@ func TestDumpHead(t *testing.T) {
 	} {
 		m.Version = version(t, c.version)
 		m.Quiesced.Coordinates.Upstream = []respaldo.Upstream{{Channel: "up", Host: "o'hara", Port: 3306, File: "b.1", Position: 9}}
-		head := DumpHead(m, "a name\nDROP DATABASE shop", "1.0")
+		head := DumpHead(m, "a name\nDROP DATABASE shop", "1.0", "")
 		for _, line := range c.lines {
 			if !strings.Contains(head, line+"\n") {
 				t.Errorf("%s lacks %s in\n%s", c.version, line, head)
@@ -114,8 +114,11 @@ func TestDumpHead(t *testing.T) {
 			}
 		}
 	}
+	if head := DumpHead(m, "now", "1.0", "not exact: it lies elsewhere"); strings.Contains(head, "CHANGE") || !strings.Contains(head, "lies elsewhere") {
+		t.Errorf("with coordinates that are wrong:\n%s", head)
+	}
 	m.Quiesced.Coordinates = respaldo.Coordinates{}
-	if head := DumpHead(m, "now", "1.0"); strings.Contains(head, "CHANGE") || !strings.Contains(head, "no binlogs") {
+	if head := DumpHead(m, "now", "1.0", ""); strings.Contains(head, "CHANGE") || !strings.Contains(head, "no binlogs") {
 		t.Errorf("without binlogs:\n%s", head)
 	}
 }
