@@ -58,6 +58,7 @@ func TestPrepare(t *testing.T) {
 			s.dryRun()
 			if n == 0 || soak {
 				s.killed(nil, s.makingPoints()...)
+				s.undoneHalfway()
 				s.failsAndStops()
 				s.killed(nil, s.movingPoints()...)
 			}
@@ -308,6 +309,19 @@ func (s *plainServer) worksIn(db *sql.DB, dir string) {
 	}
 }
 
+// undoneHalfway: what was made before the server was touched goes again, and the device is
+// as blank as it was.
+func (s *plainServer) undoneHalfway() {
+	s.ok("prepare", "--undo", "--yes")
+	if left := guest.Run(s.t, "wipefs", "-n", guest.Disk(0)); left != "" {
+		s.t.Errorf("the device is not blank again:\n%s", left)
+	}
+	if fstab, _ := os.ReadFile("/etc/fstab"); strings.Contains(string(fstab), s.mount) {
+		s.t.Errorf("fstab still has our line:\n%s", fstab)
+	}
+	s.worksIn(s.answers(), plainData)
+}
+
 // failsAndStops: a server that does not start on the volume, and one who changes his mind, find
 // it at work where it was.
 func (s *plainServer) failsAndStops() {
@@ -355,7 +369,7 @@ func (s *plainServer) alive() bool {
 // soaking, else once in making the volume, and wherever the data is in two places.
 func (s *plainServer) makingPoints() []string {
 	if !soak {
-		return []string{"prepare.mkfs.done"}
+		return []string{"prepare.mount.done"}
 	}
 	steps := map[string][]string{"lvm-thick": {"pv", "group", "volume", "mkfs"}, "lvm-thin": {"pv", "group", "pool", "volume", "mkfs"}, "btrfs": {"mkfs", "subvolume"}}
 	var points []string
