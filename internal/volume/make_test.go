@@ -76,12 +76,12 @@ func TestPlanRefuses(t *testing.T) {
 		says   string
 		noRoom bool
 	}{
-		"data too large":    {10 * testGiB, MakeRequest{Free: -1, Kind: respaldo.LVMThick, Needed: 9 * testGiB}, "the server's need 9.0 GiB", true},
-		"size too large":    {10 * testGiB, MakeRequest{Free: -1, Kind: respaldo.LVMThick, Bytes: 11 * testGiB}, "10 GiB", true},
-		"nothing left":      {10 * testGiB, MakeRequest{Free: -1, Kind: respaldo.LVMThick, Bytes: 10*testGiB - 8<<20}, "8.0 MiB of 10 GiB", true},
-		"a pool too large":  {10 * testGiB, MakeRequest{Free: -1, Kind: respaldo.LVMThin, Bytes: 9 * testGiB}, "10 GiB", true},
-		"a full group":      {0, MakeRequest{Free: -1, Kind: respaldo.LVMThin}, "0 B", true},
-		"a name taken":      {10 * testGiB, MakeRequest{Free: -1, Name: "root"}, "data/root already", false},
+		"data too large":   {10 * testGiB, MakeRequest{Free: -1, Kind: respaldo.LVMThick, Needed: 9 * testGiB}, "the server's need 9.0 GiB", true},
+		"size too large":   {10 * testGiB, MakeRequest{Free: -1, Kind: respaldo.LVMThick, Bytes: 11 * testGiB}, "10 GiB", true},
+		"nothing left":     {10 * testGiB, MakeRequest{Free: -1, Kind: respaldo.LVMThick, Bytes: 10*testGiB - 8<<20}, "8.0 MiB of 10 GiB", true},
+		"a pool too large": {10 * testGiB, MakeRequest{Free: -1, Kind: respaldo.LVMThin, Bytes: 9 * testGiB}, "10 GiB", true},
+		"a full group":     {0, MakeRequest{Free: -1, Kind: respaldo.LVMThin}, "0 B", true},
+		"a name taken":     {10 * testGiB, MakeRequest{Free: -1, Name: "root"}, "data/root already", false},
 	} {
 		_, err := planned(t, c.free, c.r)
 		if respaldo.KindOf(err) != respaldo.Refused || !strings.Contains(err.Error(), c.says) || errors.Is(err, ErrNoRoom) != c.noRoom || len(respaldo.HintsOf(err)) == 0 {
