@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,16 +30,24 @@ const (
 	askEvery        = 250 * time.Millisecond
 )
 
-// running tells whether some program has one of the server's files open, wherever its
-// directories are by now.
+// running is an error that names the server's process while one has the files open that a
+// server always has, wherever its directories are by now. Who only reads a log is none.
 func (w *preparing) running() error {
-	var held error
+	files := map[inode]string{}
 	for _, m := range w.Moves {
 		for _, dir := range []string{m.Dir, m.To} {
-			held = joinErrors(held, refuseOpen(dir))
+			for _, pattern := range []string{"ibdata*", "mysql.ibd", "ib_logfile*", "aria_log_control"} {
+				found, _ := filepath.Glob(filepath.Join(dir, pattern))
+				for _, path := range found {
+					if info, err := os.Stat(path); err == nil {
+						stat := info.Sys().(*syscall.Stat_t)
+						files[inode{stat.Dev, stat.Ino}] = path
+					}
+				}
+			}
 		}
 	}
-	return held
+	return openBy(files, "a program is at work in the data directory", "stop it, then call respaldo prepare again")
 }
 
 // stop stops the server and returns when nobody has its files open. What tables it has is
@@ -174,7 +183,8 @@ func (w *preparing) copy(ctx context.Context, from, to string) error {
 	}
 	ledger.Point("prepare.copying")
 	stopWatching := w.watchCopy(filepath.Dir(to), total)
-	_, err = w.Run.Run(ctx, run.Cmd{Argv: copyArgv(from, to)})
+	// It ends with us, however we end: the next run would find it at work in what it removes.
+	_, err = w.Run.Run(ctx, run.Cmd{Argv: copyArgv(from, to), SysProcAttr: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}})
 	stopWatching()
 	if err != nil {
 		return err
