@@ -55,8 +55,8 @@ func TestPrepare(t *testing.T) {
 				s.refusesDevices()
 				s.refusesMount()
 			}
-			s.dryRun()
 			if n == 0 || soak {
+				s.dryRun()
 				s.killed(nil, s.makingPoints()...)
 				s.undoneHalfway()
 				s.failsAndStops()
@@ -65,8 +65,8 @@ func TestPrepare(t *testing.T) {
 			s.prepared()
 			if n == 0 || soak {
 				s.killed([]string{"--undo"}, s.backPoints()...)
+				s.undone()
 			}
-			s.undone()
 		})
 	}
 }
@@ -381,7 +381,7 @@ func (s *plainServer) makingPoints() []string {
 
 func (s *plainServer) movingPoints() []string {
 	if !soak {
-		return []string{"prepare.copied", "prepare.switched-1", "prepare.start.done"}
+		return []string{"prepare.switched-1", "prepare.start.done"}
 	}
 	return []string{"prepare.stop", "prepare.stopping", "prepare.stop.done", "prepare.copy", "prepare.copying", "prepare.copied", "prepare.copied#2", "prepare.copy.done",
 		"prepare.switch", "prepare.switched-1", "prepare.switched-2", "prepare.switched-3", "prepare.switch.done",
@@ -390,7 +390,7 @@ func (s *plainServer) movingPoints() []string {
 
 func (s *plainServer) backPoints() []string {
 	if !soak {
-		return []string{"undo.switched-1", "undo.mount"}
+		return []string{"undo.switched-1"}
 	}
 	return []string{"undo.check", "undo.start", "undo.start.done", "undo.options", "undo.options.done", "undo.switch", "prepare.copying", "prepare.copied", "undo.switched-1", "undo.switched-2", "undo.switched-3",
 		"undo.switch.done", "undo.copy", "undo.stop", "undo.stop.done", "undo.mount", "undo.mount.done", "undo.fstab", "undo.fstab.done", "undo.mkfs"}

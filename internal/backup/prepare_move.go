@@ -91,6 +91,19 @@ func (w *preparing) isOurs(dir string) bool {
 	return slices.ContainsFunc(w.Moves, func(m Move) bool { return real == resolved(m.Dir) || real == m.To })
 }
 
+// startAgain starts the server where it was, with the tables that it had.
+func (w *preparing) startAgain(ctx context.Context) error {
+	if err := w.start(ctx, w.Moves[0].Dir); err != nil {
+		return err
+	}
+	server, err := mysql.Connect(ctx, w.MySQL, w.Log)
+	if err != nil {
+		return err
+	}
+	defer server.Close()
+	return w.sameTables(ctx, server.DB())
+}
+
 // start starts the server, if it does not run, and returns when it answers and says that
 // its data directory is the one named.
 func (w *preparing) start(ctx context.Context, dir string) error {
@@ -321,6 +334,11 @@ func (w *preparing) check(ctx context.Context) error {
 	if err := w.sameTables(ctx, outlook.server.DB()); err != nil {
 		return err
 	}
+	if outlook.facts.SeesAllTables { // and so may read them
+		if err := readSome(ctx, outlook.server.DB(), w.Tables); err != nil {
+			return err
+		}
+	}
 	if outlook.volume == nil {
 		return errors.Join(fmt.Errorf("%s cannot be snapshotted", w.Mount.Dir), outlook.Refusal())
 	}
@@ -333,8 +351,7 @@ func (w *preparing) check(ctx context.Context) error {
 	return nil
 }
 
-// sameTables asserts that what the server had when it was stopped is there, and reads from
-// a sample.
+// sameTables asserts that what the server had when it was stopped is there.
 func (w *preparing) sameTables(ctx context.Context, db *sql.DB) error {
 	have, err := tableNames(ctx, db)
 	if err != nil {
@@ -345,7 +362,12 @@ func (w *preparing) sameTables(ctx context.Context, db *sql.DB) error {
 			return &respaldo.Error{Kind: respaldo.NotProved, What: "the table " + table + " is not there any more"}
 		}
 	}
-	for _, table := range sample(have, sampledTables) {
+	return nil
+}
+
+// readSome reads from a sample of tables.
+func readSome(ctx context.Context, db *sql.DB, tables []string) error {
+	for _, table := range sample(tables, sampledTables) {
 		var one int
 		schema, name, _ := strings.Cut(table, ".")
 		err := db.QueryRowContext(ctx, fmt.Sprintf("SELECT 1 FROM %s.%s LIMIT 1", quoteName(schema), quoteName(name))).Scan(&one)
