@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -169,26 +170,39 @@ func showPlan(p *page, plan *backup.Plan, undo bool) {
 		f.field(m.What, fmt.Sprintf("%s (%s) goes to %s", m.Dir, backup.FormatBytes(m.Bytes), m.To))
 	}
 	p.table(f)
-	if undo {
-		p.printf("\nThese steps are taken back, the last first. What the server has written since is copied\nback and compared; the volume and %s stay.\n", plan.Moves[0].Aside)
-	} else {
+	if !undo {
 		for _, reason := range plan.Volume.Reasons {
 			p.printf("\nwhy: %s\n", reason)
 		}
+	}
+	if undo && plan.Lives {
+		p.printf("\nWhat the server has by now is copied back. The volume stays as it is then, and so does\n%s, as it was before prepare.\n", plan.Moves[0].Aside)
 	}
 	for _, note := range plan.Notes {
 		p.printf("\nnote: %s\n", note)
 	}
 	p.printf("\n")
+	if undo {
+		for _, s := range slices.Backward(plan.Steps) {
+			if len(s.Undo) > 0 && (s.Done || s.Name == plan.Begun) {
+				showStep(p, "take back: "+s.Says, s.Undo)
+			}
+		}
+		return
+	}
 	for n, s := range plan.Steps {
 		mark := ""
 		if s.Done {
 			mark = " (done)"
 		}
-		p.printf("# %d. %s%s\n", n+1, s.Says, mark)
-		for _, c := range s.Commands {
-			p.printf("%s\n", c)
-		}
+		showStep(p, fmt.Sprintf("%d. %s%s", n+1, s.Says, mark), s.Commands)
+	}
+}
+
+func showStep(p *page, says string, commands []string) {
+	p.printf("# %s\n", says)
+	for _, c := range commands {
+		p.printf("%s\n", c)
 	}
 }
 

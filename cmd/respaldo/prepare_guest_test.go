@@ -279,6 +279,12 @@ func (s *plainServer) prepared() {
 			s.t.Errorf("%s was not kept: %v", dir, err)
 		}
 	}
+	if text, err := os.ReadFile(s.dir + "/conf.d/zz-respaldo-main.cnf"); !strings.HasSuffix(string(text), "[mysqld]\ndatadir="+s.mount+"/data\n") {
+		s.t.Errorf("the options are %q, %v", text, err)
+	}
+	if o := s.ok("prepare", "--undo", "--dry-run"); !strings.Contains(o.stdout, "umount "+s.mount) || strings.Contains(o.stdout, "lvremove") {
+		s.t.Errorf("what an undo would do:\n%s", o.stdout)
+	}
 	fstab, _ := os.ReadFile("/etc/fstab")
 	want := "/dev/mysql/mysql " + s.mount + " "
 	if s.kind == "btrfs" {
@@ -297,14 +303,15 @@ func (s *plainServer) prepared() {
 	}
 }
 
-// worksIn asserts where the server has its data.
+// worksIn asserts where the server has its data, by whatever path it was told so: somebody
+// may have started it before the options were there.
 func (s *plainServer) worksIn(db *sql.DB, dir string) {
 	s.t.Helper()
 	var at string
 	if err := db.QueryRow("SELECT @@datadir").Scan(&at); err != nil {
 		s.t.Fatal(err)
 	}
-	if filepath.Clean(at) != dir {
+	if real, err := filepath.EvalSymlinks(at); err != nil || real != dir {
 		s.t.Errorf("the server works in %s, not in %s", at, dir)
 	}
 }

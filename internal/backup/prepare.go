@@ -90,11 +90,13 @@ const (
 
 const preparationFormat = 1
 
-// PrepareStep is one step for people: what is done, and the commands that do the same.
+// PrepareStep is one step for people: what is done, and the commands that do the same, and
+// those that take it back; none if it stays.
 type PrepareStep struct {
 	Name     string   `json:"name"`
 	Says     string   `json:"says"`
 	Commands []string `json:"commands"`
+	Undo     []string `json:"undo,omitempty"`
 	Done     bool     `json:"done"`
 }
 
@@ -210,7 +212,11 @@ func (w *preparing) findService(ctx context.Context) (err error) {
 func (w *preparing) plan() *Plan {
 	plan := &Plan{Preparation: w.Preparation}
 	for _, s := range w.steps() {
-		plan.Steps = append(plan.Steps, PrepareStep{Name: s.name, Says: s.says, Commands: s.shows, Done: w.has(s.name)})
+		one := PrepareStep{Name: s.name, Says: s.says, Commands: s.shows, Undo: s.backs, Done: w.has(s.name)}
+		if s.holds && (w.Stays || w.Lives) {
+			one.Undo = nil
+		}
+		plan.Steps = append(plan.Steps, one)
 	}
 	return plan
 }
@@ -389,7 +395,7 @@ func (w *preparing) back(ctx context.Context, until string) error {
 			return context.Cause(ctx)
 		}
 		ledger.Point("undo." + s.name)
-		if s.undo != nil {
+		if s.undo != nil && !(s.holds && w.Stays) {
 			if err := s.undo(ctx); err != nil {
 				return &respaldo.Error{Kind: respaldo.KindOf(err), What: "could not take this back: " + s.says, Err: err}
 			}
