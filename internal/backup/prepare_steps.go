@@ -47,7 +47,7 @@ func (w *preparing) steps() []step {
 	var steps []step
 	for _, t := range w.volumes.Tasks(w.Volume) {
 		steps = append(steps, step{name: t.Name, says: t.Says, shows: []string{shown(t.Argv)},
-			do: func(ctx context.Context, begun bool) error { return w.make(ctx, t.Do, begun) },
+			do:   func(ctx context.Context, begun bool) error { return w.make(ctx, t.Do, begun) },
 			undo: t.Back, backs: shownIf(t.Undo), holds: true})
 	}
 	steps = append(steps, w.mountSteps()...)
