@@ -2,8 +2,10 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -94,7 +96,7 @@ func (o *prepareFlags) run(cmd *cobra.Command, a *app) error {
 		return a.show(plan, func(p *page) { showPlan(p, plan, o.undo) })
 	}
 	if !o.yes {
-		if err := o.ask(a, plan); err != nil {
+		if err := o.ask(cmd.Context(), a, plan); err != nil {
 			return err
 		}
 	}
@@ -134,7 +136,7 @@ func (o *prepareFlags) parse() error {
 }
 
 // ask shows the plan and waits for a yes. Where nobody can answer, nothing is done.
-func (o *prepareFlags) ask(a *app, plan *backup.Plan) error {
+func (o *prepareFlags) ask(ctx context.Context, a *app, plan *backup.Plan) error {
 	if a.flags.json || !term.IsTerminal(int(os.Stdin.Fd())) || !a.console.terminal {
 		return usageError("prepare asks before it acts, and there is no terminal", "look at it with --dry-run, then give --yes")
 	}
@@ -142,11 +144,20 @@ func (o *prepareFlags) ask(a *app, plan *backup.Plan) error {
 	showPlan(&page{Writer: &text, width: widthOf(os.Stderr)}, plan, o.undo)
 	a.console.printf("%s\nThe server will be stopped. Go on? [y/N] ", text.String())
 	a.console.flush()
-	answer, err := bufio.NewReader(os.Stdin).ReadString('\n')
-	if answer = strings.ToLower(strings.TrimSpace(answer)); err != nil || answer != "y" && answer != "yes" {
+	answers := make(chan string, 1)
+	go func() { // a read of the terminal cannot be cancelled
+		line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+		answers <- strings.ToLower(strings.TrimSpace(line))
+	}()
+	select {
+	case answer := <-answers:
+		if answer == "y" || answer == "yes" {
+			return nil
+		}
 		return &respaldo.Error{Kind: respaldo.Refused, What: "not confirmed: nothing was touched"}
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	return nil
 }
 
 func showPlan(p *page, plan *backup.Plan, undo bool) {
@@ -159,26 +170,39 @@ func showPlan(p *page, plan *backup.Plan, undo bool) {
 		f.field(m.What, fmt.Sprintf("%s (%s) goes to %s", m.Dir, backup.FormatBytes(m.Bytes), m.To))
 	}
 	p.table(f)
-	if undo {
-		p.printf("\nThese steps are taken back, the last first. What the server has written since is copied\nback and compared; the volume and %s stay.\n", plan.Moves[0].Aside)
-	} else {
+	if !undo {
 		for _, reason := range plan.Volume.Reasons {
 			p.printf("\nwhy: %s\n", reason)
 		}
+	}
+	if undo && plan.Lives {
+		p.printf("\nWhat the server has by now is copied back. The volume stays as it is then, and so does\n%s, as it was before prepare.\n", plan.Moves[0].Aside)
 	}
 	for _, note := range plan.Notes {
 		p.printf("\nnote: %s\n", note)
 	}
 	p.printf("\n")
+	if undo {
+		for _, s := range slices.Backward(plan.Steps) {
+			if len(s.Undo) > 0 && (s.Done || s.Name == plan.Begun) {
+				showStep(p, "take back: "+s.Says, s.Undo)
+			}
+		}
+		return
+	}
 	for n, s := range plan.Steps {
 		mark := ""
 		if s.Done {
 			mark = " (done)"
 		}
-		p.printf("# %d. %s%s\n", n+1, s.Says, mark)
-		for _, c := range s.Commands {
-			p.printf("%s\n", c)
-		}
+		showStep(p, fmt.Sprintf("%d. %s%s", n+1, s.Says, mark), s.Commands)
+	}
+}
+
+func showStep(p *page, says string, commands []string) {
+	p.printf("# %s\n", says)
+	for _, c := range commands {
+		p.printf("%s\n", c)
 	}
 }
 

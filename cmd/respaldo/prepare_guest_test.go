@@ -55,17 +55,18 @@ func TestPrepare(t *testing.T) {
 				s.refusesDevices()
 				s.refusesMount()
 			}
-			s.dryRun()
 			if n == 0 || soak {
+				s.dryRun()
 				s.killed(nil, s.makingPoints()...)
+				s.undoneHalfway()
 				s.failsAndStops()
 				s.killed(nil, s.movingPoints()...)
 			}
 			s.prepared()
 			if n == 0 || soak {
 				s.killed([]string{"--undo"}, s.backPoints()...)
+				s.undone()
 			}
-			s.undone()
 		})
 	}
 }
@@ -278,6 +279,12 @@ func (s *plainServer) prepared() {
 			s.t.Errorf("%s was not kept: %v", dir, err)
 		}
 	}
+	if text, err := os.ReadFile(s.dir + "/conf.d/zz-respaldo-main.cnf"); !strings.HasSuffix(string(text), "[mysqld]\ndatadir="+s.mount+"/data\n") {
+		s.t.Errorf("the options are %q, %v", text, err)
+	}
+	if o := s.ok("prepare", "--undo", "--dry-run"); !strings.Contains(o.stdout, "umount "+s.mount) || strings.Contains(o.stdout, "lvremove") {
+		s.t.Errorf("what an undo would do:\n%s", o.stdout)
+	}
 	fstab, _ := os.ReadFile("/etc/fstab")
 	want := "/dev/mysql/mysql " + s.mount + " "
 	if s.kind == "btrfs" {
@@ -296,16 +303,30 @@ func (s *plainServer) prepared() {
 	}
 }
 
-// worksIn asserts where the server has its data.
+// worksIn asserts where the server has its data, by whatever path it was told so: somebody
+// may have started it before the options were there.
 func (s *plainServer) worksIn(db *sql.DB, dir string) {
 	s.t.Helper()
 	var at string
 	if err := db.QueryRow("SELECT @@datadir").Scan(&at); err != nil {
 		s.t.Fatal(err)
 	}
-	if filepath.Clean(at) != dir {
+	if real, err := filepath.EvalSymlinks(at); err != nil || real != dir {
 		s.t.Errorf("the server works in %s, not in %s", at, dir)
 	}
+}
+
+// undoneHalfway: what was made before the server was touched goes again, and the device is
+// as blank as it was.
+func (s *plainServer) undoneHalfway() {
+	s.ok("prepare", "--undo", "--yes")
+	if left := guest.Run(s.t, "wipefs", "-n", guest.Disk(0)); left != "" {
+		s.t.Errorf("the device is not blank again:\n%s", left)
+	}
+	if fstab, _ := os.ReadFile("/etc/fstab"); strings.Contains(string(fstab), s.mount) {
+		s.t.Errorf("fstab still has our line:\n%s", fstab)
+	}
+	s.worksIn(s.answers(), plainData)
 }
 
 // failsAndStops: a server that does not start on the volume, and one who changes his mind, find
@@ -355,7 +376,7 @@ func (s *plainServer) alive() bool {
 // soaking, else once in making the volume, and wherever the data is in two places.
 func (s *plainServer) makingPoints() []string {
 	if !soak {
-		return []string{"prepare.mkfs.done"}
+		return []string{"prepare.mount.done"}
 	}
 	steps := map[string][]string{"lvm-thick": {"pv", "group", "volume", "mkfs"}, "lvm-thin": {"pv", "group", "pool", "volume", "mkfs"}, "btrfs": {"mkfs", "subvolume"}}
 	var points []string
@@ -367,7 +388,7 @@ func (s *plainServer) makingPoints() []string {
 
 func (s *plainServer) movingPoints() []string {
 	if !soak {
-		return []string{"prepare.copied", "prepare.switched-1", "prepare.start.done"}
+		return []string{"prepare.switched-1", "prepare.start.done"}
 	}
 	return []string{"prepare.stop", "prepare.stopping", "prepare.stop.done", "prepare.copy", "prepare.copying", "prepare.copied", "prepare.copied#2", "prepare.copy.done",
 		"prepare.switch", "prepare.switched-1", "prepare.switched-2", "prepare.switched-3", "prepare.switch.done",
@@ -376,7 +397,7 @@ func (s *plainServer) movingPoints() []string {
 
 func (s *plainServer) backPoints() []string {
 	if !soak {
-		return []string{"undo.switched-1", "undo.mount"}
+		return []string{"undo.switched-1"}
 	}
 	return []string{"undo.check", "undo.start", "undo.start.done", "undo.options", "undo.options.done", "undo.switch", "prepare.copying", "prepare.copied", "undo.switched-1", "undo.switched-2", "undo.switched-3",
 		"undo.switch.done", "undo.copy", "undo.stop", "undo.stop.done", "undo.mount", "undo.mount.done", "undo.fstab", "undo.fstab.done", "undo.mkfs"}

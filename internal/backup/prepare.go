@@ -90,11 +90,13 @@ const (
 
 const preparationFormat = 1
 
-// PrepareStep is one step for people: what is done, and the commands that do the same.
+// PrepareStep is one step for people: what is done, and the commands that do the same, and
+// those that take it back; none if it stays.
 type PrepareStep struct {
 	Name     string   `json:"name"`
 	Says     string   `json:"says"`
 	Commands []string `json:"commands"`
+	Undo     []string `json:"undo,omitempty"`
 	Done     bool     `json:"done"`
 }
 
@@ -177,7 +179,7 @@ func (s *Site) PlanPrepare(ctx context.Context, r PrepareRequest) (*Plan, error)
 		return w.plan(), nil
 	case p.State == PrepareBack:
 		return nil, &respaldo.Error{Kind: respaldo.Refused, What: "an undo of an earlier preparation was interrupted", Hint: "complete it first: respaldo prepare --undo"}
-	case r.asked() && r != p.Request:
+	case r != (PrepareRequest{Free: -1}) && r != p.Request:
 		return nil, &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("server %s has a preparation for %s already (%s)", s.Server, p.Volume.Node(), p.State),
 			Hint: "respaldo prepare without --device and --vg goes on with it, respaldo prepare --undo goes back; if that volume is long gone, delete " + s.journalOf()}
 	}
@@ -217,7 +219,11 @@ func (w *preparing) findService(ctx context.Context) (err error) {
 func (w *preparing) plan() *Plan {
 	plan := &Plan{Preparation: w.Preparation}
 	for _, s := range w.steps() {
-		plan.Steps = append(plan.Steps, PrepareStep{Name: s.name, Says: s.says, Commands: s.shows, Done: w.has(s.name)})
+		one := PrepareStep{Name: s.name, Says: s.says, Commands: s.shows, Undo: s.backs, Done: w.has(s.name)}
+		if s.holds && (w.Stays || w.Lives) {
+			one.Undo = nil
+		}
+		plan.Steps = append(plan.Steps, one)
 	}
 	return plan
 }
@@ -313,11 +319,30 @@ func (s *Site) beginPreparing(ctx context.Context, p *Preparation) (*preparing, 
 		return nil, err
 	}
 	w := &preparing{operation: op, Preparation: p}
-	if err := w.findService(ctx); err != nil {
+	if err = w.stillSo(ctx); err == nil {
+		err = w.findService(ctx)
+	}
+	if err != nil {
 		w.close(ctx, &err)
 		return nil, err
 	}
 	return w, nil
+}
+
+// stillSo refuses a plan that was made in another situation: the question may have waited
+// for its answer for hours.
+func (w *preparing) stillSo(ctx context.Context) error {
+	now, err := w.loadPreparation()
+	if err != nil {
+		return err
+	}
+	if (now == nil) != (w.State == PreparePlanned) || now != nil && (now.State != w.State || !slices.Equal(now.Done, w.Done)) {
+		return &respaldo.Error{Kind: respaldo.Busy, What: "somebody else has gone on with the preparation meanwhile", Hint: "call it again"}
+	}
+	if w.State != PreparePlanned {
+		return nil
+	}
+	return w.volumes.StillFree(ctx, w.Volume)
 }
 
 // settle puts a journal that another run left into the state in which it can be walked on.
@@ -377,7 +402,7 @@ func (w *preparing) back(ctx context.Context, until string) error {
 			return context.Cause(ctx)
 		}
 		ledger.Point("undo." + s.name)
-		if s.undo != nil {
+		if s.undo != nil && !(s.holds && w.Stays) {
 			if err := s.undo(ctx); err != nil {
 				return &respaldo.Error{Kind: respaldo.KindOf(err), What: "could not take this back: " + s.says, Err: err}
 			}

@@ -34,6 +34,9 @@ type step struct {
 	shows []string // commands that do the same
 	do    func(ctx context.Context, begun bool) error
 	undo  func(ctx context.Context) error // nil: nothing to take back
+	backs []string                        // commands that do the same as undo
+	// holds tells that it goes with the volume, which stays once the present lay on it.
+	holds bool
 }
 
 // steps are in such an order that each path of the server leads to its present data at any
@@ -44,18 +47,14 @@ func (w *preparing) steps() []step {
 	var steps []step
 	for _, t := range w.volumes.Tasks(w.Volume) {
 		steps = append(steps, step{name: t.Name, says: t.Says, shows: []string{shown(t.Argv)},
-			do: func(ctx context.Context, begun bool) error { return w.make(ctx, t.Do, begun) },
-			undo: func(ctx context.Context) error {
-				if w.Stays {
-					return nil
-				}
-				return t.Back(ctx)
-			}})
+			do:   func(ctx context.Context, begun bool) error { return w.make(ctx, t.Do, begun) },
+			undo: t.Back, backs: shownIf(t.Undo), holds: true})
 	}
 	steps = append(steps, w.mountSteps()...)
 	if w.Profile != nil {
 		steps = append(steps, step{name: "apparmor", says: "let AppArmor's profile " + w.Profile.Name + " allow " + w.Mount.Dir,
 			shows: []string{appended(w.Profile.Local, strings.Split(strings.TrimSuffix(w.Profile.Rules(w.Mount.Dir), "\n"), "\n")...), shown(w.Profile.Load())},
+			backs: []string{"sed -i '\\#" + w.Mount.Dir + "#d' " + run.Quote(w.Profile.Local), shown(w.Profile.Load())},
 			do:    func(ctx context.Context, _ bool) error { return w.host.Allow(ctx, w.Profile, w.Mount.Dir) },
 			undo:  func(ctx context.Context) error { return w.host.Disallow(ctx, w.Profile, w.Mount.Dir) }})
 	}
@@ -82,6 +81,7 @@ func (w *preparing) mountSteps() []step {
 			}
 			return joinErrors(w.host.AddMount(m), w.host.Reload(ctx))
 		},
+		backs: []string{"sed -i '\\#^" + m.Source + " " + m.Dir + " #d' " + host.Fstab + "  # and our mark above it"},
 		undo: func(ctx context.Context) error {
 			err := joinErrors(w.host.RemoveMount(m), w.host.Reload(ctx))
 			if w.MadeMount {
@@ -89,7 +89,7 @@ func (w *preparing) mountSteps() []step {
 			}
 			return err
 		}}}
-	steps = append(steps, step{name: "mount", says: "mount it", shows: []string{shown([]string{"mount", m.Dir})},
+	steps = append(steps, step{name: "mount", says: "mount it", shows: []string{shown([]string{"mount", m.Dir})}, backs: []string{shown([]string{"umount", m.Dir})},
 		do: func(ctx context.Context, _ bool) error {
 			if mounted, err := w.volumes.MountedFrom(ctx, m.Dir, w.Volume); err != nil || mounted {
 				return err
@@ -118,7 +118,7 @@ func (w *preparing) mountSteps() []step {
 		}})
 	if w.SELinux {
 		label := host.LabelCommands(m.Dir)
-		steps = append(steps, step{name: "selinux", says: "tell SELinux what " + m.Dir + " is for", shows: []string{shown(label[0]), shown(label[1])},
+		steps = append(steps, step{name: "selinux", says: "tell SELinux what " + m.Dir + " is for", shows: []string{shown(label[0]), shown(label[1])}, backs: []string{shown(host.UnlabelCommand(m.Dir))},
 			do: func(ctx context.Context, begun bool) error {
 				if begun { // it may have been told already
 					w.Run.Run(ctx, run.Cmd{Argv: host.UnlabelCommand(m.Dir), Quiet: true})
@@ -139,6 +139,7 @@ func (w *preparing) mountSteps() []step {
 		path, text := w.dropIn()
 		steps = append(steps, step{name: "unit", says: "have " + w.Unit + " start only when " + m.Dir + " is mounted",
 			shows: []string{written(path, strings.TrimSuffix(text, "\n")), "systemctl daemon-reload"},
+			backs: []string{shown([]string{"rm", path}), "systemctl daemon-reload"},
 			do: func(ctx context.Context, _ bool) error {
 				return joinErrors(w.host.WriteOwn(path, text), w.host.Reload(ctx))
 			},
@@ -156,15 +157,21 @@ func (w *preparing) dropIn() (path, text string) {
 }
 
 func (w *preparing) moveSteps() []step {
-	var copies, switches []string
+	var copies, switches, switchesBack []string
 	for _, m := range w.Moves {
 		copies = append(copies, shown(copyArgv(m.Dir, m.To)), "# then every file is read back and compared: content, owner, mode, times, links, attributes")
 		switches = append(switches, shown([]string{"mv", m.Dir, m.Aside})+" && "+shown([]string{"ln", "-s", m.To, m.Dir})+"  # at one instant")
+		from := m.Aside
+		if w.Lives {
+			from = m.fresh()
+			switchesBack = append(switchesBack, shown(copyArgv(m.To, from)), "# then every file is read back and compared")
+		}
+		switchesBack = append(switchesBack, shown([]string{"rm", m.Dir})+" && "+shown([]string{"mv", from, m.Dir})+"  # at one instant")
 	}
 	steps := []step{
 		{name: stepStop, says: "stop the server", shows: []string{shown(w.service.StopCommand())},
 			do:   func(ctx context.Context, _ bool) error { return w.stop(ctx) },
-			undo: func(ctx context.Context) error { return w.start(ctx, w.Moves[0].Dir) }}, // where it was
+			undo: w.startAgain, backs: []string{shown(w.service.StartCommand())}},
 		{name: stepCopy, says: fmt.Sprintf("copy %s of files, and compare each", FormatBytes(w.bytes())), shows: copies,
 			do: func(ctx context.Context, _ bool) error { return w.copyAll(ctx) }},
 		{name: stepSwitch, says: "put links to the copies in the place of the directories, which are kept under another name", shows: switches,
@@ -177,12 +184,12 @@ func (w *preparing) moveSteps() []step {
 				}
 				return nil
 			},
-			undo: w.switchBack},
+			undo: w.switchBack, backs: switchesBack},
 	}
 	if w.OptionFile != "" {
 		steps = append(steps, step{name: "options", says: "name the new data directory in the server's options", shows: []string{written(w.OptionFile, strings.TrimSuffix(w.options(), "\n"))},
 			do:   func(context.Context, bool) error { return w.writeOptions() },
-			undo: func(context.Context) error { return w.host.RemoveOwn(w.OptionFile) }})
+			undo: func(context.Context) error { return w.host.RemoveOwn(w.OptionFile) }, backs: []string{shown([]string{"rm", w.OptionFile})}})
 	}
 	return append(steps,
 		step{name: stepStart, says: "start the server on the volume", shows: []string{shown(w.service.StartCommand())},
@@ -197,7 +204,7 @@ func (w *preparing) moveSteps() []step {
 				w.Lives = true
 				return w.save()
 			},
-			undo: func(ctx context.Context) error { return w.stop(ctx) }},
+			undo: w.stop, backs: []string{shown(w.service.StopCommand())}},
 		step{name: "check", says: "see that all its tables are there, and that the volume can be snapshotted", shows: []string{"respaldo check"},
 			do: func(ctx context.Context, _ bool) error { return w.check(ctx) }})
 }
@@ -230,6 +237,13 @@ func (p *Preparation) bytes() (sum int64) {
 // copyArgv keeps owners, modes, times, links, attributes and access lists, and holes.
 func copyArgv(from, to string) []string {
 	return []string{"cp", "--archive", "--sparse=auto", "--reflink=auto", "--no-target-directory", from, to}
+}
+
+func shownIf(argv []string) []string {
+	if argv == nil {
+		return nil
+	}
+	return []string{shown(argv)}
 }
 
 func shown(argv []string) string { return run.Cmd{Argv: argv}.String() }
