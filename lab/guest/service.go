@@ -65,7 +65,8 @@ func servicePID(spec servers.Spec) int {
 		return 0
 	}
 	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
-	if line := commandLine(strconv.Itoa(pid)); strings.Contains(line, "mysqld") || strings.Contains(line, "mariadbd") {
+	line, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline") // all of it: its libraries come first
+	if strings.Contains(string(line), "mysqld") || strings.Contains(string(line), "mariadbd") {
 		return pid
 	}
 	return 0
