@@ -99,8 +99,7 @@ func (s *stand) rolledBack(snapshot string, args ...string) backup.RolledBack {
 	s.t.Helper()
 	var done backup.RolledBack
 	s.into(&done, append([]string{"rollback", snapshot, "--yes"}, args...)...)
-	s.server.DB.Close() // its connections are to a server that is gone
-	s.server.DB = s.server.Open()
+	s.reconnect()
 	return done
 }
 
