@@ -42,7 +42,7 @@ func TestRollbackCrash(t *testing.T) {
 				}
 			}
 			s.t = t
-			s.before.NothingLeft(t, "lab-service", "mysqld", "mariadbd", "subvolume "+s.volume.Device+" mysql")
+			s.before.NothingLeft(t, "lab-service", fmt.Sprintf("process %d ", guest.ServicePID(s.server)), "subvolume "+s.volume.Device+" mysql")
 		})
 	}
 }

@@ -80,7 +80,7 @@ func TestRollback(t *testing.T) {
 				s.ok("snapshot", "remove", left.Snapshot.Name)
 			}
 			s.ok("cleanup")
-			s.before.NothingLeft(t, "lab-service", "mysqld", "mariadbd", "subvolume "+s.volume.Device+" mysql")
+			s.before.NothingLeft(t, "lab-service", fmt.Sprintf("process %d ", guest.ServicePID(s.server)), "subvolume "+s.volume.Device+" mysql")
 		})
 	}
 }

@@ -58,6 +58,9 @@ func NewService(t T, s *Server) (stop, start []string) {
 	return []string{program, "stop", base + ".json"}, []string{program, "start", base + ".json"}
 }
 
+// ServicePID is the process ID of the server that runs now, whoever started it.
+func ServicePID(s *Server) int { return servicePID(s.Spec()) }
+
 // servicePID is that of the server which runs with a spec, 0 if none does.
 func servicePID(spec servers.Spec) int {
 	text, err := os.ReadFile(spec.Socket + ".pid")
