@@ -21,14 +21,14 @@ import (
 // which. All steps on each kind of volume come when soaking; else those at which the
 // server would be without its volume.
 func TestRollbackCrash(t *testing.T) {
-	stands := [][2]string{{"thin-ext4", "mysql-5.6"}}
+	stands := [][2]string{{"thin-ext4", "mariadb-10.11"}}
 	if soak {
-		stands = append(stands, [2]string{"thick-ext4", "mariadb-10.11"}, [2]string{"btrfs", "mysql-9.7"})
+		stands = append(stands, [2]string{"thick-ext4", "mysql-5.6"}, [2]string{"btrfs", "mysql-9.7"})
 	}
 	for _, stand := range stands {
 		t.Run(stand[0]+" "+stand[1], func(t *testing.T) {
 			s := newRollbackStand(t, stand[0], stand[1])
-			points := []string{"rollback.unmounted", "rollback.renamed.away", "rollback.switched"}
+			points := []string{"rollback.unmounted", "rollback.renamed.away"}
 			if soak {
 				points = s.rollbackPoints()
 			}
@@ -51,7 +51,7 @@ func TestRollbackCrash(t *testing.T) {
 func (s *stand) rollbackPoints() (points []string) {
 	s.t.Helper()
 	trace := filepath.Join(s.dir, "trace")
-	if o := s.run([]string{"RESPALDO_FAULT=trace:" + trace}, "rollback", s.take().Snapshot.Name, "--yes"); o.code != 0 {
+	if o := s.run([]string{"RESPALDO_FAULT=trace:" + trace}, "rollback", s.take().Snapshot.Name, "--yes", "--prove", "none"); o.code != 0 {
 		s.t.Fatalf("exit code %d\n%s%s", o.code, o.stdout, o.stderr)
 	}
 	s.reconnect()
@@ -77,7 +77,7 @@ func (s *stand) rollbackKilled(n int, point string) {
 	then := guest.Checksums(s.t, s.server.DB)
 	s.server.Exec(s.t, fmt.Sprintf("INSERT INTO shop.customers VALUES (%d, 'lost or not')", 10_000+n))
 	now := guest.Checksums(s.t, s.server.DB)
-	if o := s.run([]string{"RESPALDO_FAULT=kill:" + point}, "rollback", snapshot, "--yes"); o.code != -1 {
+	if o := s.run([]string{"RESPALDO_FAULT=kill:" + point}, "rollback", snapshot, "--yes", "--prove", "none"); o.code != -1 {
 		s.t.Fatalf("respaldo was not killed: exit code %d\n%s%s", o.code, o.stdout, o.stderr)
 	}
 	var swept backup.Swept
