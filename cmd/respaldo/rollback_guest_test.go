@@ -70,7 +70,9 @@ func TestRollback(t *testing.T) {
 				s.server.Exec(t, "DROP TABLE shop.customers")
 				s.rolledBack(done.State, "--prove", "none")
 				s.sameTables(now)
-				s.rolledBack(snapshot, "--prove", "none") // is still there
+			}
+			if !thick && soak { // the snapshot itself is still there
+				s.rolledBack(snapshot, "--prove", "none")
 				s.sameTables(then)
 			}
 			for _, left := range s.snapshots() {
@@ -80,7 +82,7 @@ func TestRollback(t *testing.T) {
 				s.ok("snapshot", "remove", left.Snapshot.Name)
 			}
 			s.ok("cleanup")
-			s.before.NothingLeft(t, "lab-service", "mysqld", "mariadbd", "subvolume "+s.volume.Device+" mysql")
+			s.before.NothingLeft(t, "lab-service", fmt.Sprintf("process %d ", guest.ServicePID(s.server)), "subvolume "+s.volume.Device+" mysql")
 		})
 	}
 }
@@ -99,8 +101,7 @@ func (s *stand) rolledBack(snapshot string, args ...string) backup.RolledBack {
 	s.t.Helper()
 	var done backup.RolledBack
 	s.into(&done, append([]string{"rollback", snapshot, "--yes"}, args...)...)
-	s.server.DB.Close() // its connections are to a server that is gone
-	s.server.DB = s.server.Open()
+	s.reconnect()
 	return done
 }
 
@@ -124,6 +125,9 @@ func (s *stand) sameTables(want map[string]string) {
 func (s *stand) replay(done backup.RolledBack) {
 	s.t.Helper()
 	args := []string{fmt.Sprintf("--start-position=%d", done.Plan.Lost.From.Position)}
+	if s.server.Name == "mysql-5.6" { // whose binlogs only a later release's mysqlbinlog reads here, and it writes GTIDs as that one takes them
+		args = append(args, "--skip-gtids")
+	}
 	read := exec.Command(servers.Binary(s.server.Name, "mysqlbinlog"), append(args, done.Saved...)...)
 	read.Dir = done.Plan.SaveTo
 	apply := exec.Command(servers.Binary(s.server.Name, "mysql"), "--defaults-file="+s.server.OptionFile)
@@ -147,13 +151,18 @@ func (s *stand) replay(done backup.RolledBack) {
 func (s *stand) rollbackRefused(t *testing.T, snapshot string, now map[string]string) {
 	refused := func(words []string, args ...string) {
 		t.Helper()
-		s.refuses(t, respaldo.Refused, words, append([]string{"rollback", snapshot}, args...)...)
+		o := s.fails(int(respaldo.Refused), append([]string{"rollback", snapshot}, args...)...)
+		for _, word := range words {
+			if !strings.Contains(o.stderr, word) {
+				t.Errorf("rollback %v does not say %q:\n%s", args, word, o.stderr)
+			}
+		}
 	}
 	refused([]string{"no terminal", "--yes"})
 	refused([]string{"would go back with it", "--save-binlogs"}, "--yes", "--save-binlogs", filepath.Join(s.volume.Path, "binlogs"))
 	refused([]string{"not an empty directory"}, "--yes", "--save-binlogs", s.dir)
 	refused([]string{"systemd does not run here", "stop = "}, "--yes", "--config", s.other("nobody.toml", strings.Split(s.read(s.config), "stop = ")[0]))
-	s.refuses(t, respaldo.NotFound, []string{"respaldo-main-nowhere"}, "rollback", "respaldo-main-nowhere", "--yes")
+	s.fails(int(respaldo.NotFound), "rollback", "respaldo-main-nowhere", "--yes")
 
 	worker := exec.Command("sleep", "1000")
 	worker.Dir = s.volume.Path

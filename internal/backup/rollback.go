@@ -2,7 +2,10 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"time"
 
 	"github.com/respaldo-backup/respaldo"
@@ -180,6 +183,11 @@ func (op *operation) switchOver(ctx context.Context, r *rollback) error {
 	}
 	ledger.Point("rollback.mounted")
 	what := "the snapshot was merged into " + r.Way.Volume.Name
+	if !r.Way.KeepsState() { // there is nothing left that it is the manifest of
+		if err := os.Remove(op.manifestPath(r.Way.Snapshot.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	if r.Way.KeepsState() {
 		what = fmt.Sprintf("%s is a copy of it now; what it was stays as snapshot %s", r.Way.Volume.Name, r.Way.State.Name)
 	}

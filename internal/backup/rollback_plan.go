@@ -130,6 +130,9 @@ func (op *operation) lookAtServer(ctx context.Context, p *RollbackPlan) error {
 	p.manifest = *m
 	server, err := mysql.Connect(ctx, op.MySQL, op.Log)
 	if err != nil {
+		if respaldo.KindOf(err) != respaldo.Unreachable {
+			return err
+		}
 		if inUse := refuseOpen(m.Layout.DataDir); inUse != nil {
 			return joinErrors(err, inUse) // it runs, and does not let us in
 		}

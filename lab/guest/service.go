@@ -48,7 +48,7 @@ func NewService(t T, s *Server) (stop, start []string) {
 		if pid := servicePID(spec); pid > 0 {
 			syscall.Kill(pid, syscall.SIGKILL)
 			Eventually(t, 10*time.Second, func() error {
-				if commandLine(strconv.Itoa(pid)) != "" {
+				if _, err := os.Stat("/proc/" + strconv.Itoa(pid)); err == nil {
 					return fmt.Errorf("server %d does not end", pid)
 				}
 				return nil
@@ -58,6 +58,9 @@ func NewService(t T, s *Server) (stop, start []string) {
 	return []string{program, "stop", base + ".json"}, []string{program, "start", base + ".json"}
 }
 
+// ServicePID is the process ID of the server that runs now, whoever started it.
+func ServicePID(s *Server) int { return servicePID(s.Spec()) }
+
 // servicePID is that of the server which runs with a spec, 0 if none does.
 func servicePID(spec servers.Spec) int {
 	text, err := os.ReadFile(spec.Socket + ".pid")
@@ -65,7 +68,8 @@ func servicePID(spec servers.Spec) int {
 		return 0
 	}
 	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
-	if line := commandLine(strconv.Itoa(pid)); strings.Contains(line, "mysqld") || strings.Contains(line, "mariadbd") {
+	line, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline") // all of it: its libraries come first
+	if strings.Contains(string(line), "mysqld") || strings.Contains(string(line), "mariadbd") {
 		return pid
 	}
 	return 0
