@@ -6,7 +6,7 @@ import "github.com/spf13/cobra"
 func commands(a *app) []*cobra.Command {
 	return []*cobra.Command{
 		newCheckCmd(a), newBackupCmd(a), newSnapshotCmd(a),
-		newListCmd(a), newShowCmd(a), newRestoreCmd(a),
+		newListCmd(a), newShowCmd(a), newRestoreCmd(a), newServeCmd(a), newStopCmd(a),
 		newInitCmd(a), newVerifyCmd(a), newPruneCmd(a), newCleanupCmd(a), newStatusCmd(a),
 	}
 }

@@ -40,13 +40,18 @@ func (a *app) siteOf(name string) (*backup.Site, error) {
 		Binary:   s.Mysqld,
 		StateDir: c.StateDir, RunDir: c.RunDir, LVMConfig: c.LVMConfig,
 		Repository: func(ctx context.Context) (*repo.Repo, error) { return a.open(ctx, s.Repository) },
-		Lock:       s.Lock, MaxLock: s.MaxLock, SnapshotBytes: s.SnapshotSize, Prove: s.Prove,
-		Keep:     repo.Policy{Last: s.Keep.Last, Hourly: s.Keep.Hourly, Daily: s.Keep.Daily, Weekly: s.Keep.Weekly, Monthly: s.Keep.Monthly},
+		Folder:     repo.FolderOf(s.Repository.URL), CacheDir: c.CacheDir,
+		Lock: s.Lock, MaxLock: s.MaxLock, SnapshotBytes: s.SnapshotSize, Prove: s.Prove,
+		Keep: policyOf(s.Keep), KeepSnapshots: policyOf(s.KeepSnapshots),
 		PoolData: c.Thresholds.PoolData, PoolMetadata: c.Thresholds.PoolMetadata,
 		Hooks: backup.Hooks{Before: s.Hooks.Before, After: s.Hooks.After, OnFailure: s.Hooks.OnFailure, Timeout: s.Hooks.Timeout,
 			ExitCode: func(err error) int { return exitCode(err, a.signals.first()) }},
 		Run: runner.Local{Log: a.log}, Log: a.log, Report: a.progress(), Redact: a.secrets.redact,
 	}, nil
+}
+
+func policyOf(k config.Keep) repo.Policy {
+	return repo.Policy{Last: k.Last, Hourly: k.Hourly, Daily: k.Daily, Weekly: k.Weekly, Monthly: k.Monthly}
 }
 
 // openNamed opens the repository for a command that needs no server.

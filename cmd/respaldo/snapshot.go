@@ -96,7 +96,12 @@ how full their storage is.`,
 			if err != nil {
 				return err
 			}
-			return a.show(list, func(p *page) { showSnapshots(p, list) })
+			return a.show(list, func(p *page) {
+				showSnapshots(p, list)
+				for _, w := range backup.Warnings(list) {
+					p.printf("\nnote: %s\n", w)
+				}
+			})
 		},
 	}
 }
@@ -154,9 +159,16 @@ func showSnapshots(p *page, list []backup.KeptSnapshot) {
 		case !k.Fill.Valid:
 			full = "LOST"
 		}
-		t.row(k.Snapshot.Name, formatTime(k.Snapshot.Created), k.Snapshot.Volume, coordinates, full, staysText(k.Snapshot))
+		t.row(k.Snapshot.Name, formatTime(k.Snapshot.Created), k.Snapshot.Volume, coordinates, full, staysText(k.Snapshot)+usedText(k.UsedBy))
 	}
 	p.table(t)
+}
+
+func usedText(user string) string {
+	if user == "" {
+		return ""
+	}
+	return "; in use by " + user
 }
 
 func staysText(s respaldo.Snapshot) string {

@@ -43,7 +43,7 @@ func (op *operation) snapshotRequest(k keep) volume.Request {
 	now := time.Now()
 	r := volume.Request{
 		Name:   volume.NewName(op.Server, now),
-		Server: op.Server, Run: op.ledger.Run(), Bytes: op.SnapshotBytes, Kept: k.kept,
+		Server: op.scope, Run: op.ledger.Run(), Bytes: op.SnapshotBytes, Kept: k.kept,
 		PoolData: op.PoolData, PoolMetadata: op.PoolMetadata,
 	}
 	if k.ttl > 0 {
@@ -168,11 +168,15 @@ func (op *operation) giveTo(server mysql.Process, dir string) error {
 // watch follows the snapshot's fill level until stop, which makes the last check: a
 // snapshot that overflowed at any moment before yields no backup.
 func (op *operation) watch(ctx context.Context, f *frozen) (context.Context, func() error) {
-	options := volume.WatchOptions{}
-	if f.volume.Kind == respaldo.LVMThin {
-		options.GiveUpAt, options.GiveUpMetadataAt = op.PoolData, op.PoolMetadata
+	return volume.Watch(ctx, f.snapshot, op.watchOptions(f.volume.Kind, false))
+}
+
+func (s *Site) watchOptions(kind respaldo.VolumeKind, kept bool) volume.WatchOptions {
+	options := volume.WatchOptions{Spare: kept}
+	if kind == respaldo.LVMThin {
+		options.GiveUpAt, options.GiveUpMetadataAt = s.PoolData, s.PoolMetadata
 	}
-	return volume.Watch(ctx, f.snapshot, options)
+	return options
 }
 
 // writableView is what an instance may write into without changing the image: a snapshot
@@ -233,11 +237,10 @@ func (f *frozen) dirs(root string) map[string]string {
 	return found
 }
 
-// tree is what the repository stores: each place under its stored name. A place of which
-// there is no copy loses that name in the manifest.
-func (f *frozen) tree(root string, m *respaldo.Manifest) repo.Tree {
+// treeOf is what is stored or restored of an image: each place under its stored name. A
+// place of which there is no copy loses that name in the manifest.
+func treeOf(m *respaldo.Manifest, dirs map[string]string) repo.Tree {
 	var tree repo.Tree
-	dirs := f.dirs(root)
 	added := map[string]bool{}
 	for i, p := range m.Layout.Places {
 		if p.Stored == "" || added[p.Stored] { // one directory may have several roles

@@ -27,7 +27,7 @@ func (op *operation) instanceIn(scratch string, m respaldo.Manifest, dirs map[st
 		return err
 	}
 	err = run(mysql.InstanceRequest{
-		Run:      op.ledger.Run(),
+		Owner: op.scope, Run: op.ledger.Run(),
 		Manifest: m, Dirs: dirs, Binary: op.binary(m), Scratch: scratch, Log: op.Log,
 		Started: func(pid int) {
 			noteProcess(op, held, pid)

@@ -96,7 +96,7 @@ func (o *Outlook) Refusal() error {
 
 // Check looks without touching anything: no lock, no snapshot, no ledger.
 func (s *Site) Check(ctx context.Context) (*Outlook, error) {
-	op := &operation{Site: s, volumes: s.volumes()}
+	op := &operation{Site: s, scope: s.Server, volumes: s.volumes()}
 	outlook, err := op.look(ctx)
 	if err != nil {
 		return nil, err
@@ -167,6 +167,11 @@ func (op *operation) lookAtVolume(ctx context.Context, o *Outlook) error {
 		o.refuse(err)
 		if err == nil {
 			o.Covers = append(o.Covers, cover)
+		}
+	}
+	if o.Volume.Kind != respaldo.LVMThick {
+		if crowded := volume.Crowded(o.Volume.Kind, o.Volume.Name, o.Space.Fill, op.watchOptions(o.Volume.Kind, false)); crowded != "" {
+			o.Warnings = append(o.Warnings, crowded)
 		}
 	}
 	o.Pause, o.PauseFrom = op.expectedPause(o.Volume, o.Space)

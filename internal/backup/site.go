@@ -44,12 +44,16 @@ type Site struct {
 	// Repository opens the repository. It is called when a story first needs it, before
 	// anything is acquired, so that a wrong password costs no snapshot.
 	Repository func(ctx context.Context) (*repo.Repo, error)
+	// Folder is the repository's directory where it is on this machine, and CacheDir where
+	// all repositories keep something at hand: no restore replaces either.
+	Folder, CacheDir string
 
 	Lock          respaldo.LockMode
 	MaxLock       time.Duration // waiting and holding together
 	SnapshotBytes int64         // thick LVM; 0: chosen from the free space
 	Prove         respaldo.ProveLevel
 	Keep          repo.Policy
+	KeepSnapshots repo.Policy // of snapshots that stay without a time of their own; zero keeps all
 	// PoolData and PoolMetadata are the fills of a thin pool, as fractions of one, at which
 	// a snapshot is given up. 0: the defaults.
 	PoolData, PoolMetadata float64
@@ -72,8 +76,12 @@ func (s *Site) volumes() *volume.System {
 // things through it. Whatever an operation acquires is released by close, in reverse.
 type operation struct {
 	*Site
+	// scope is the name under which the operation holds things: the server's, or that of a
+	// side of it (side.go).
+	scope   string
 	volumes *volume.System
 	ledger  *ledger.Ledger
+	seen    []volume.Snapshot // all of ours on this machine, when the operation swept
 }
 
 // begin excludes other operations on this server, then sweeps what a dead run left. What
@@ -83,13 +91,8 @@ func (s *Site) begin(ctx context.Context, name string) (*operation, error) {
 	if err != nil {
 		return nil, err
 	}
-	swept, err := op.sweep(ctx)
-	if left := swept.summary(); left != "" {
-		s.Report.Warn("an earlier operation had ended abruptly; cleaned up " + left)
-	}
-	for _, dir := range swept.Incomplete {
-		s.Report.Warn(dir + " holds an incomplete restore: run that again, or delete the directory")
-	}
+	swept, err := op.sweepAll(ctx)
+	s.reportSwept(swept)
 	if err != nil && !swept.Harmless {
 		op.ledger.Close()
 		return nil, err
@@ -100,13 +103,22 @@ func (s *Site) begin(ctx context.Context, name string) (*operation, error) {
 	return op, nil
 }
 
+func (s *Site) reportSwept(swept Swept) {
+	if left := swept.summary(); left != "" {
+		s.Report.Warn("an earlier operation had ended abruptly; cleaned up " + left)
+	}
+	for _, dir := range swept.Incomplete {
+		s.Report.Warn(dir + " holds an incomplete restore: run that again, or delete the directory")
+	}
+}
+
 // open excludes other operations on this server, and leaves leftovers where they are.
 func (s *Site) open(name string) (*operation, error) {
 	l, err := ledger.Open(s.StateDir, s.Server, name, s.RunDir)
 	if err != nil {
 		return nil, err
 	}
-	return &operation{Site: s, volumes: s.volumes(), ledger: l}, nil
+	return &operation{Site: s, scope: s.Server, volumes: s.volumes(), ledger: l}, nil
 }
 
 // close releases whatever the operation still holds and joins what went wrong with err.
@@ -117,6 +129,7 @@ func (op *operation) close(ctx context.Context, err *error) {
 		*err = joinErrors(&respaldo.Error{Kind: respaldo.Leftovers, What: "could not release everything",
 			Hint: "see what holds it, then run: respaldo cleanup --server " + op.Server, Err: failed}, *err)
 	}
+	op.leave()
 	if failed := op.ledger.Close(); failed != nil {
 		*err = joinErrors(*err, failed)
 	}
@@ -124,14 +137,14 @@ func (op *operation) close(ctx context.Context, err *error) {
 
 // workDir is where this server's private files lie for the length of a run. Working
 // copies (binlog tails) can be large, so it is not in RunDir, which may be memory.
-func (op *operation) workDir() string { return filepath.Join(op.StateDir, "work", op.Server) }
+func (op *operation) workDir() string { return filepath.Join(op.StateDir, "work", op.scope) }
 
 // socketDir is for private servers' sockets, whose paths have at most 107 bytes (unix(7)):
 // RunDir is short, wherever StateDir may be.
-func (op *operation) socketDir() string { return filepath.Join(op.RunDir, "work", op.Server) }
+func (op *operation) socketDir() string { return filepath.Join(op.RunDir, "work", op.scope) }
 
 // mountDir holds this server's mounts.
-func (op *operation) mountDir() string { return filepath.Join(op.RunDir, "mounts", op.Server) }
+func (op *operation) mountDir() string { return filepath.Join(op.RunDir, "mounts", op.scope) }
 
 // scratch makes a private directory in workDir or socketDir that is removed when the
 // operation ends.

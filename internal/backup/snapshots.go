@@ -13,6 +13,7 @@ import (
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
+	"github.com/respaldo-backup/respaldo/internal/repo"
 	"github.com/respaldo-backup/respaldo/internal/volume"
 )
 
@@ -24,6 +25,8 @@ type KeptSnapshot struct {
 	Inactive bool               `json:"inactive,omitempty"` // as a thin one is after a reboot: not lost
 	Manifest *respaldo.Manifest `json:"manifest,omitempty"`
 	Note     string             `json:"note,omitempty"` // what becomes of one that was just taken
+	UsedBy   string             `json:"used_by,omitempty"`
+	Warning  string             `json:"warning,omitempty"` // that its storage fills up, and what to do
 }
 
 // CreateSnapshot takes a snapshot that stays until it is removed or expires. It is not
@@ -70,11 +73,15 @@ func (op *operation) letStay(ctx context.Context, f *frozen, m respaldo.Manifest
 	if kept.Fill, err = f.snapshot.Fill(ctx); err != nil {
 		return kept, err
 	}
-	if err := op.saveManifest(kept.Snapshot.Name, m); err != nil {
+	if err := op.saveManifest(kept.Snapshot.Name, keptManifest{m, f.inside()}); err != nil {
 		return kept, err
 	}
 	ledger.Point("snapshot.stays")
-	return kept, f.held.Released()
+	if err := f.held.Released(); err != nil || op.KeepSnapshots == (repo.Policy{}) {
+		return kept, err
+	}
+	op.makeRoom(ctx) // the policy counts this one, too
+	return kept, nil
 }
 
 // unwatched says what happens to a snapshot that nobody looks after.
@@ -92,13 +99,16 @@ func unwatched(kind respaldo.VolumeKind) string {
 // Snapshots lists this server's snapshots on this machine, those of a running operation
 // included, oldest first.
 func (s *Site) Snapshots(ctx context.Context) ([]KeptSnapshot, error) {
-	found, err := s.volumes().Leftovers(ctx, s.Server)
+	found, err := s.volumes().Leftovers(ctx, "")
 	if err != nil {
 		return nil, err
 	}
 	list := []KeptSnapshot{}
 	for _, snapshot := range found {
 		k := KeptSnapshot{Snapshot: snapshot.Describe()}
+		if of := k.Snapshot.Server; of != s.Server && !ledger.SideOf(of, s.Server) {
+			continue
+		}
 		if k.Fill, err = snapshot.Fill(ctx); err != nil {
 			return nil, err
 		}
@@ -106,9 +116,35 @@ func (s *Site) Snapshots(ctx context.Context) ([]KeptSnapshot, error) {
 		if k.Manifest, err = s.loadManifest(k.Snapshot.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
+		if k.UsedBy, err = s.usedBy(k.Snapshot.Name); err != nil {
+			return nil, err
+		}
+		if k.Fill.Valid {
+			k.Warning = s.crowded(k.Snapshot, k.Fill)
+		}
 		list = append(list, k)
 	}
 	return list, nil
+}
+
+// Warnings are what the list of snapshots warns of, each once: many share one pool.
+func Warnings(list []KeptSnapshot) []string {
+	var warnings []string
+	for _, k := range list {
+		if k.Warning != "" && !slices.Contains(warnings, k.Warning) {
+			warnings = append(warnings, k.Warning)
+		}
+	}
+	return warnings
+}
+
+// crowded warns of the storage behind a snapshot.
+func (s *Site) crowded(d respaldo.Snapshot, fill respaldo.Fill) string {
+	what := d.Volume
+	if d.Kind == respaldo.LVMThick {
+		what = "snapshot " + d.Name
+	}
+	return volume.Crowded(d.Kind, what, fill, s.watchOptions(d.Kind, false))
 }
 
 // RemoveSnapshot removes one of this server's snapshots. One that is not tagged as ours,
@@ -123,49 +159,88 @@ func (s *Site) RemoveSnapshot(ctx context.Context, name string) (err error) {
 	if err != nil {
 		return err
 	}
-	if of := snapshot.Describe().Server; of != s.Server {
+	of := snapshot.Describe().Server
+	if ledger.SideOf(of, s.Server) {
+		return &respaldo.Error{Kind: respaldo.Busy, What: "the snapshot " + name + " belongs to " + sideName(of) + ", which goes on",
+			Hint: "it goes with that: respaldo stop " + sideName(of) + " where it is served"}
+	}
+	if of != s.Server {
 		return &respaldo.Error{Kind: respaldo.Refused, What: "the snapshot " + name + " is of server " + of,
 			Hint: "respaldo snapshot remove --server " + of + " " + name}
 	}
 	return op.removeKept(ctx, snapshot)
 }
 
-// retireKept removes the kept snapshots that have expired, are lost, or, the oldest first,
-// whose pool would soon stop the origin: nobody watches them between operations. It is a
-// part of what takes snapshots and of cleanup; nobody who restores wants fewer of them.
+// retireKept removes the kept snapshots that have expired, that the policy keeps no longer,
+// that are lost, or, the oldest first, whose pool would soon stop the origin: nobody watches
+// them between operations. It is a part of what takes snapshots and of cleanup; nobody who
+// restores wants fewer of them. One that is in use stays, and it is said by whom.
 func (op *operation) retireKept(ctx context.Context, swept *Swept) error {
 	snapshots, err := op.volumes.Leftovers(ctx, op.Server)
 	if err != nil {
 		return err
 	}
+	unwanted := op.unwanted(snapshots)
 	var stay []volume.Snapshot
 	for _, snapshot := range snapshots {
 		d := snapshot.Describe()
-		switch {
+		switch why := unwanted[d.Name]; {
 		case !d.Kept: // could not be swept, and was said
-		case d.Expires.IsZero() || time.Now().Before(d.Expires):
+		case why == "":
 			stay = append(stay, snapshot)
 		default:
-			if removeErr := op.removeFor(ctx, "its time has passed", snapshot, swept); removeErr != nil {
-				err = joinErrors(err, removeErr)
-				continue
-			}
-			op.Report.Step("expired", "snapshot "+d.Name+" removed")
+			err = joinErrors(err, op.retire(ctx, why, snapshot, swept, func() { op.Report.Step("expired", "snapshot "+d.Name+" removed: "+why) }))
 		}
 	}
 	for _, snapshot := range stay { // with the room that the others have given back
 		why, lookErr := volume.Overdue(ctx, snapshot, volume.WatchOptions{GiveUpAt: op.PoolData, GiveUpMetadataAt: op.PoolMetadata})
 		err = joinErrors(err, lookErr)
-		if why == "" {
-			continue
+		if why != "" {
+			err = joinErrors(err, op.retire(ctx, why, snapshot, swept, func() {
+				op.Report.Warn("removed snapshot " + snapshot.Describe().Name + ", which was to stay: " + why)
+			}))
 		}
-		if removeErr := op.removeFor(ctx, why, snapshot, swept); removeErr != nil {
-			err = joinErrors(err, removeErr)
-			continue
-		}
-		op.Report.Warn("removed snapshot " + snapshot.Describe().Name + ", which was to stay: " + why)
 	}
 	return joinErrors(err, op.forgetManifests(ctx, snapshots))
+}
+
+// unwanted says of kept snapshots why they go by themselves. One with a time of its own is
+// not the policy's.
+func (op *operation) unwanted(snapshots []volume.Snapshot) map[string]string {
+	why := map[string]string{}
+	var judged []respaldo.Backup
+	for _, snapshot := range snapshots {
+		switch d := snapshot.Describe(); {
+		case !d.Kept:
+		case d.Expires.IsZero():
+			judged = append(judged, respaldo.Backup{ID: d.Name, Start: d.Created})
+		case !time.Now().Before(d.Expires):
+			why[d.Name] = "its time has passed"
+		}
+	}
+	_, forget := repo.Retain(op.KeepSnapshots, judged)
+	for _, b := range forget {
+		why[b.ID] = "[keep_snapshots] keeps newer ones"
+	}
+	return why
+}
+
+// retire removes a snapshot that was to stay, unless somebody uses it.
+func (op *operation) retire(ctx context.Context, why string, snapshot volume.Snapshot, swept *Swept, say func()) error {
+	name := snapshot.Describe().Name
+	user, err := op.usedBy(name)
+	if err != nil {
+		return err
+	}
+	if user != "" {
+		op.Report.Warn("snapshot " + name + " should go (" + why + "), and is in use by " + user)
+		return nil
+	}
+	if err := op.removeFor(ctx, why, snapshot, swept); err != nil {
+		return err
+	}
+	say()
+	return nil
 }
 
 // makeRoom retires kept snapshots before another one is taken. What cannot be removed is
@@ -205,6 +280,9 @@ func (op *operation) forgetManifests(ctx context.Context, there []volume.Snapsho
 
 // removeKept removes a snapshot, which nothing must have mounted, and its manifest.
 func (op *operation) removeKept(ctx context.Context, snapshot volume.Snapshot) error {
+	if err := op.refuseUsed(snapshot.Describe()); err != nil {
+		return err
+	}
 	if err := snapshot.Remove(ctx); err != nil {
 		return err
 	}
@@ -220,7 +298,36 @@ func (s *Site) manifestPath(name string) string {
 	return filepath.Join(s.StateDir, "snapshots", name+".json")
 }
 
-func (s *Site) saveManifest(name string, m respaldo.Manifest) error {
+// keptManifest is what lies on disk for a kept snapshot.
+type keptManifest struct {
+	respaldo.Manifest
+	// Inside is where the places that the snapshot holds lie below its root, by their real
+	// paths.
+	Inside map[string]string `json:"inside"`
+}
+
+// inside is where a place lies in the snapshot, if it does.
+func (k *keptManifest) inside(p respaldo.Place) (string, bool) {
+	if k.Inside == nil { // noted by an early version: as the volume was mounted
+		rel, err := filepath.Rel(k.Volume.MountPoint, p.Real)
+		return rel, err == nil && filepath.IsLocal(rel) && p.Role != respaldo.OptionFileRole
+	}
+	at, ok := k.Inside[p.Real]
+	return at, ok
+}
+
+// inside is what of the image the snapshot holds.
+func (f *frozen) inside() map[string]string {
+	places := map[string]string{}
+	for _, c := range f.covers {
+		if c.From == FromSnapshot {
+			places[c.Place.Real] = c.inside
+		}
+	}
+	return places
+}
+
+func (s *Site) saveManifest(name string, m keptManifest) error {
 	content, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return err
@@ -229,11 +336,19 @@ func (s *Site) saveManifest(name string, m respaldo.Manifest) error {
 }
 
 func (s *Site) loadManifest(name string) (*respaldo.Manifest, error) {
+	kept, err := s.loadKept(name)
+	if err != nil {
+		return nil, err
+	}
+	return &kept.Manifest, nil
+}
+
+func (s *Site) loadKept(name string) (*keptManifest, error) {
 	content, err := os.ReadFile(s.manifestPath(name))
 	if err != nil {
 		return nil, err
 	}
-	var m respaldo.Manifest
+	var m keptManifest
 	if err := json.Unmarshal(content, &m); err != nil {
 		return nil, &respaldo.Error{Kind: respaldo.Failed, What: "cannot read " + s.manifestPath(name),
 			Hint: "the snapshot is good, but nobody knows its coordinates: remove it, or look into it by hand", Err: err}

@@ -23,6 +23,9 @@ const (
 	kindScratch  ledger.Kind = "scratch"
 	kindInstance ledger.Kind = "instance"
 	kindTarget   ledger.Kind = "target" // a directory that a restore writes into
+	kindUse      ledger.Kind = "use"    // of a kept snapshot, which must stay meanwhile
+	kindServed   ledger.Kind = "served" // a private server that people use
+	kindLink     ledger.Kind = "link"   // to its socket, where the user wanted it
 )
 
 // Leftover is one thing of ours that outlived its operation.
@@ -69,7 +72,7 @@ func (s *Site) Cleanup(ctx context.Context) (swept Swept, err error) {
 		return swept, err
 	}
 	defer op.close(ctx, &err)
-	swept, err = op.sweep(ctx)
+	swept, err = op.sweepAll(ctx)
 	return swept, joinErrors(err, op.retireKept(ctx, &swept))
 }
 
@@ -82,7 +85,7 @@ func (op *operation) sweep(ctx context.Context) (swept Swept, err error) {
 	err = op.resumeVolumes(ctx, leftovers)
 	swept.Harmless = err == nil
 	for _, step := range []func(context.Context, []ledger.Entry, *Swept) error{
-		op.killInstances, op.unmountAll, op.removeSnapshots, op.removeScratch,
+		op.killInstances, op.unmountAll, op.removeSnapshots, op.removeScratch, op.removeLinks,
 	} {
 		err = joinErrors(err, step(ctx, leftovers, &swept))
 	}
@@ -119,7 +122,7 @@ func (op *operation) resumeVolumes(ctx context.Context, entries []ledger.Entry) 
 }
 
 func (op *operation) killInstances(ctx context.Context, _ []ledger.Entry, swept *Swept) error {
-	found, err := mysql.FindInstances(op.Server)
+	found, err := mysql.FindInstances(op.scope)
 	if err != nil {
 		return err
 	}
@@ -165,13 +168,14 @@ func (op *operation) removeSnapshots(ctx context.Context, entries []ledger.Entry
 			unfinished[e.Attrs["name"]] = true
 		}
 	}
-	snapshots, err := op.volumes.Leftovers(ctx, op.Server)
+	snapshots, err := op.volumes.Leftovers(ctx, "")
 	if err != nil {
 		return err
 	}
+	op.seen = snapshots
 	for _, snapshot := range snapshots {
 		d := snapshot.Describe()
-		if d.Kept && (!unfinished[d.Name] || op.hasManifest(d.Name)) {
+		if d.Server != op.scope || d.Kept && (!unfinished[d.Name] || op.hasManifest(d.Name)) {
 			continue
 		}
 		err = joinErrors(err, op.removeFor(ctx, "", snapshot, swept))
@@ -190,7 +194,7 @@ func (op *operation) removeFor(ctx context.Context, why string, snapshot volume.
 
 func (op *operation) removeScratch(_ context.Context, _ []ledger.Entry, swept *Swept) error {
 	var failed error
-	for _, dir := range []string{op.workDir(), op.socketDir()} {
+	for _, dir := range []string{op.workDir(), op.socketDir(), op.servedDir()} {
 		runs, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			failed = joinErrors(failed, err)
@@ -203,6 +207,21 @@ func (op *operation) removeScratch(_ context.Context, _ []ledger.Entry, swept *S
 			}
 			swept.removed("working files", path)
 		}
+	}
+	return failed
+}
+
+func (op *operation) removeLinks(_ context.Context, entries []ledger.Entry, swept *Swept) error {
+	var failed error
+	for _, e := range entries {
+		if e.Kind != kindLink || !exists(e.Attrs["path"]) {
+			continue
+		}
+		if err := removeLink(e.Attrs["path"], e.Attrs["to"]); err != nil {
+			failed = joinErrors(failed, err)
+			continue
+		}
+		swept.removed("link", e.Attrs["path"])
 	}
 	return failed
 }

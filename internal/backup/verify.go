@@ -30,9 +30,9 @@ type Verification struct {
 // Verify reads backups back from the repository, every byte, and starts them if asked. It
 // goes on after a bad one and fails at the end, with the results of all.
 func (s *Site) Verify(ctx context.Context, request VerifyRequest) (results []Verification, err error) {
-	op := &operation{Site: s, volumes: s.volumes()}
+	op := &operation{Site: s, scope: s.Server, volumes: s.volumes()}
 	if request.Start { // reading alone is in nobody's way, and may take the night
-		if op, err = s.begin(ctx, "verify"); err != nil {
+		if op, err = s.beginSide(ctx, "verify"); err != nil {
 			return nil, err
 		}
 		defer op.close(ctx, &err)
@@ -111,18 +111,11 @@ func (op *operation) verifyOne(ctx context.Context, r *repo.Repo, b respaldo.Bac
 // only proof that includes the repository.
 func (op *operation) proveFromRepository(ctx context.Context, r *repo.Repo, b respaldo.Backup, v *Verification) error {
 	return op.inScratch(ctx, op.workDir(), "restored", func(dir string) error {
-		if err := refuseSmall(dir, b.Bytes); err != nil {
-			return err
-		}
-		targets, err := targets(b.Manifest, RestoreRequest{To: dir + "/data"})
+		img, err := op.restoreImage(ctx, r, b, dir)
 		if err != nil {
 			return err
 		}
-		// Not relocated: the instance sees the files under the origin's own paths.
-		if err := r.Restore(ctx, b, targets, repo.RestoreOptions{}, op.Report.Progress); err != nil {
-			return err
-		}
-		proof, err := op.proveAt(ctx, b.Manifest, restoredDirs(b.Manifest.Layout, targets))
+		proof, err := op.proveAt(ctx, b.Manifest, img.Dirs)
 		v.Proof = &proof
 		return err
 	})

@@ -71,7 +71,9 @@ type Server struct {
 
 	Repository Repository // the server's own, or the common one
 	Keep       Keep       // the server's own, or the common one
-	Hooks      Hooks      // the server's own, or the common ones
+	// KeepSnapshots is the same for snapshots that stay on this machine.
+	KeepSnapshots Keep
+	Hooks         Hooks // the server's own, or the common ones
 }
 
 // Hooks are programs, argv each, that are run before a backup, after one that succeeded and
@@ -83,7 +85,7 @@ type Hooks struct {
 	Timeout   time.Duration // of each
 }
 
-// Keep says how many backups prune keeps, as "the last of each of the last n days" and so
+// Keep says how many backups prune keeps, or how many snapshots stay, as "the last of each of the last n days" and so
 // on; a backup that any of them keeps stays. All zero keeps everything.
 type Keep struct {
 	Last    int `toml:"last"`

@@ -126,7 +126,7 @@ func sectionsWith(key string) []string {
 	for name, section := range map[string]reflect.Type{
 		"the top of the file": reflect.TypeFor[document](),
 		"[repository]":        reflect.TypeFor[repositorySection](),
-		"[keep]":              reflect.TypeFor[Keep](),
+		"[keep]":              reflect.TypeFor[Keep](), // and [keep_snapshots]
 		"[thresholds]":        reflect.TypeFor[thresholdSection](),
 		"[server.NAME]":       reflect.TypeFor[serverSection](),
 	} {

@@ -28,6 +28,7 @@ type document struct {
 	Prometheus absolute                 `toml:"prometheus_file"`
 	Repository *repositorySection       `toml:"repository"`
 	Keep       *Keep                    `toml:"keep"`
+	Snapshots  *Keep                    `toml:"keep_snapshots"`
 	Thresholds thresholdSection         `toml:"thresholds"`
 	Hooks      *hookSection             `toml:"hooks"`
 	Server     map[string]serverSection `toml:"server"`
@@ -65,6 +66,7 @@ type serverSection struct {
 	MaxAge       duration           `toml:"max_age"`
 	Repository   *repositorySection `toml:"repository"`
 	Keep         *Keep              `toml:"keep"`
+	Snapshots    *Keep              `toml:"keep_snapshots"`
 	Hooks        *hookSection       `toml:"hooks"`
 }
 
@@ -167,7 +169,7 @@ func parse(path string, text []byte) (*Config, error) {
 	}
 	c.servers = map[string]Server{}
 	for name, s := range doc.Server {
-		c.servers[name] = s.resolve(name, c.Repository, doc.Keep, doc.Hooks)
+		c.servers[name] = s.resolve(name, c.Repository, doc.Keep, doc.Snapshots, doc.Hooks)
 	}
 	return &c, nil
 }
@@ -187,7 +189,7 @@ func (r *repositorySection) resolve(common Repository) Repository {
 	return Repository{URL: r.URL, PasswordFile: string(r.PasswordFile)}
 }
 
-func (s serverSection) resolve(name string, repository Repository, keep *Keep, hooks *hookSection) Server {
+func (s serverSection) resolve(name string, repository Repository, keep, snapshots *Keep, hooks *hookSection) Server {
 	server := Server{
 		Name:         name,
 		DefaultsFile: string(s.DefaultsFile),
@@ -207,12 +209,7 @@ func (s serverSection) resolve(name string, repository Repository, keep *Keep, h
 	override(&server.MaxLock, s.MaxLock)
 	override(&server.Prove, s.Prove)
 	override(&server.MaxAge, s.MaxAge)
-	if s.Keep != nil {
-		keep = s.Keep
-	}
-	if keep != nil {
-		server.Keep = *keep
-	}
+	server.Keep, server.KeepSnapshots = s.Keep.resolve(keep), s.Snapshots.resolve(snapshots)
 	if s.Hooks != nil {
 		hooks = s.Hooks
 	}
@@ -227,6 +224,16 @@ func (h *hookSection) resolve() Hooks {
 		override(&hooks.Timeout, h.Timeout)
 	}
 	return hooks
+}
+
+func (k *Keep) resolve(common *Keep) Keep {
+	if k == nil {
+		k = common
+	}
+	if k == nil {
+		return Keep{}
+	}
+	return *k
 }
 
 // checkFormat comes before everything else: a file of a newer format may well have keys
@@ -260,6 +267,9 @@ func (d *document) validate(path string) error {
 	if err := d.Keep.validate(); err != nil {
 		return wrong("[keep]", "%v", err)
 	}
+	if err := d.Snapshots.validate(); err != nil {
+		return wrong("[keep_snapshots]", "%v", err)
+	}
 	for key, value := range map[string]float64{"pool_data": d.Thresholds.PoolData, "pool_metadata": d.Thresholds.PoolMetadata, "warn": d.Thresholds.Warn} {
 		if value < 0 || value > 1 {
 			return wrong("[thresholds] "+key, "%v is not between 0 and 1", value)
@@ -287,6 +297,9 @@ func (d *document) validate(path string) error {
 		}
 		if err := s.Keep.validate(); err != nil {
 			return wrong("[server."+name+".keep]", "%v", err)
+		}
+		if err := s.Snapshots.validate(); err != nil {
+			return wrong("[server."+name+".keep_snapshots]", "%v", err)
 		}
 		if err := s.Hooks.validate(); err != nil {
 			return wrong("[server."+name+".hooks]", "%v", err)

@@ -3,7 +3,8 @@
 // whatever a crash or a power cut leaves behind is written down somewhere.
 //
 // There is one ledger per server, and one operation at a time may have it open: that is
-// how two operations on a server exclude each other. The ledger only remembers; undoing
+// how two operations on a server exclude each other. What is in nobody's way has one of
+// its own (OpenSide). The ledger only remembers; undoing
 // is up to those who know how (internal/backup), and tags in the volumes themselves find
 // what even a lost ledger cannot.
 package ledger
@@ -118,9 +119,10 @@ func (l *Ledger) lockToo(dir string, h holder) error {
 }
 
 func (l *Ledger) dropLocks() {
+	_, side := ServerOf(l.server)
 	for _, lock := range append(l.others, l.lock) {
 		if lock != nil {
-			dropLock(lock)
+			dropLock(lock, side)
 		}
 	}
 	l.lock, l.others = nil, nil
@@ -146,6 +148,11 @@ func (l *Ledger) Close() error {
 		remaining = append(remaining, h.entry)
 	}
 	err := l.file.close()
+	if _, side := ServerOf(l.server); side && len(remaining) == 0 {
+		err = join(err, os.Remove(l.path(".ledger")))
+		l.dropLocks()
+		return err
+	}
 	if compactErr := writeJournal(l.path(".ledger"), l.server, remaining); err == nil {
 		err = compactErr
 	}
@@ -155,6 +162,9 @@ func (l *Ledger) Close() error {
 
 // Run is the ID of this operation: unique, sorting by time, safe in names and LVM tags.
 func (l *Ledger) Run() string { return l.run }
+
+// Operation is what the ledger was opened for.
+func (l *Ledger) Operation() string { return l.operation }
 
 // Server is whose ledger this is.
 func (l *Ledger) Server() string { return l.server }

@@ -22,8 +22,8 @@ type holder struct {
 
 // takeLock locks the file without waiting. The kernel drops the lock with the last
 // descriptor, so a dead holder locks nobody out; Go opens files close-on-exec, so no
-// child keeps it either. The file is never removed: somebody who has just opened it would
-// lock a file that the next one no longer finds.
+// child keeps it either. A side's file is removed with it (dropLock): who had opened it just
+// before has locked a file that nobody else finds, and takes the next one.
 func takeLock(path, server string, self holder) (*os.File, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -34,6 +34,10 @@ func takeLock(path, server string, self holder) (*os.File, error) {
 		if !errors.Is(err, syscall.EINTR) {
 			break
 		}
+	}
+	if err == nil && removed(file) {
+		file.Close()
+		return takeLock(path, server, self)
 	}
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		defer file.Close()
@@ -49,9 +53,22 @@ func takeLock(path, server string, self holder) (*os.File, error) {
 	return file, nil
 }
 
-func dropLock(file *os.File) {
+func dropLock(file *os.File, remove bool) {
 	writeHolder(file, nil) // only for people; the lock itself goes with the descriptor
+	if remove {
+		os.Remove(file.Name())
+	}
 	file.Close()
+}
+
+// removed tells that a file has no name any more, or that another one has it.
+func removed(file *os.File) bool {
+	ours, err := file.Stat()
+	if err != nil {
+		return false // whoever writes to it says so
+	}
+	named, err := os.Stat(file.Name())
+	return err != nil || !os.SameFile(ours, named)
 }
 
 func writeHolder(file *os.File, h *holder) error {

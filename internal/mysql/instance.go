@@ -39,6 +39,11 @@ type InstanceRequest struct {
 	// belongs to the user of the instance afterwards. Its path must be short enough for
 	// a socket in it (107 bytes). The caller removes it when the log is of no more use.
 	Scratch string
+	// SocketDir, if set, is a directory for the socket alone, which others than root may be
+	// let into. It belongs to the user of the instance afterwards.
+	SocketDir string
+	// Owner is whose instance it is, for FindInstances; "" means Manifest.Server.
+	Owner string
 	// Run is the operation's ID: FindInstances finds the process by it when the ledger
 	// is gone.
 	Run string
@@ -86,7 +91,10 @@ type Instance struct {
 // InstanceLog is the name of an instance's error log in its Scratch.
 const InstanceLog = "error.log"
 
-const socketName = "mysqld.sock"
+const (
+	socketName   = "mysqld.sock"
+	socketFolder = "socket" // where SocketDir appears in Scratch
+)
 
 // StartInstance starts a server over the image and waits until it has recovered and
 // accepts connections. ctx bounds the wait: when it ends first, the process is ended too
@@ -128,7 +136,7 @@ func StartInstance(ctx context.Context, request InstanceRequest) (*Instance, err
 func (i *Instance) DB() *sql.DB { return i.db }
 
 // Socket is the path of the instance's socket, for client programs.
-func (i *Instance) Socket() string { return filepath.Join(i.request.Scratch, socketName) }
+func (i *Instance) Socket() string { return i.request.socket() }
 
 // LogPath is the server's error log.
 func (i *Instance) LogPath() string { return filepath.Join(i.request.Scratch, InstanceLog) }
@@ -156,7 +164,7 @@ func (i *Instance) launch() error {
 	started := make(chan int, 1)
 	cmd := run.Cmd{
 		Argv:        []string{setupProgram, setupArgument},
-		Env:         identify(i.request.Manifest.Server, i.request.Run),
+		Env:         i.request.identify(),
 		Dir:         "/",
 		Stdin:       input,
 		Quiet:       true,

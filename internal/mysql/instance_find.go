@@ -17,14 +17,18 @@ const (
 	runMark    = "RESPALDO_INSTANCE_RUN="
 )
 
-func identify(server, run string) []string {
-	return []string{serverMark + server, runMark + run}
+func (r InstanceRequest) identify() []string {
+	owner := r.Owner
+	if owner == "" {
+		owner = r.Manifest.Server
+	}
+	return []string{serverMark + owner, runMark + r.Run}
 }
 
 // InstanceProcess is a live process of an instance: the server, or its setup.
 type InstanceProcess struct {
 	PID    int
-	Server string
+	Server string // the request's Owner
 	Run    string // ID of the operation that started it
 }
 

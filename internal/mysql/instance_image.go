@@ -53,8 +53,8 @@ func prepareImage(ctx context.Context, request InstanceRequest) (*image, error) 
 	if err := img.covers(m.Layout); err != nil {
 		return nil, err
 	}
-	if n := len(filepath.Join(request.Scratch, socketName)); n > 107 {
-		return nil, refused(fmt.Sprintf("%s is too long for a socket in it", request.Scratch), "use a shorter temporary directory")
+	if socket := request.socket(); len(socket) > 107 {
+		return nil, refused(fmt.Sprintf("%s is too long for a socket in it", filepath.Dir(socket)), "use a shorter temporary directory")
 	}
 	var err error
 	if img.uid, img.gid, err = runAs(img.local); err != nil {
@@ -63,7 +63,7 @@ func prepareImage(ctx context.Context, request InstanceRequest) (*image, error) 
 	if img.newer, err = img.upgrades(ctx, request); err != nil {
 		return nil, err
 	}
-	if err := img.prepareScratch(m); err != nil {
+	if err := img.prepareScratch(request); err != nil {
 		return nil, fmt.Errorf("preparing the instance's scratch directory: %w", err)
 	}
 	if err := img.prepareData(m); err != nil {
@@ -74,6 +74,14 @@ func prepareImage(ctx context.Context, request InstanceRequest) (*image, error) 
 
 func refused(what, hint string) error {
 	return &respaldo.Error{Kind: respaldo.Refused, What: what, Hint: hint}
+}
+
+// socket is where the instance listens, as we see it.
+func (r InstanceRequest) socket() string {
+	if r.SocketDir != "" {
+		return filepath.Join(r.SocketDir, socketName)
+	}
+	return filepath.Join(r.Scratch, socketName)
 }
 
 // program starts the server.
@@ -159,7 +167,8 @@ func (img *image) covers(l respaldo.Layout) error {
 
 // prepareScratch makes the folders of the instance, and private copies of keyrings that
 // the image does not bring: a server may rewrite its keyring at any start.
-func (img *image) prepareScratch(m respaldo.Manifest) error {
+func (img *image) prepareScratch(request InstanceRequest) error {
+	m := request.Manifest
 	for _, name := range []string{"", "tmp", "files", "keyring", "mounts"} {
 		dir := filepath.Join(img.scratch, name)
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -169,6 +178,14 @@ func (img *image) prepareScratch(m respaldo.Manifest) error {
 			return err
 		}
 		if err := os.Chown(dir, img.uid, img.gid); err != nil {
+			return err
+		}
+	}
+	if request.SocketDir != "" {
+		if err := os.Mkdir(filepath.Join(img.scratch, socketFolder), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		if err := os.Chown(request.SocketDir, img.uid, img.gid); err != nil {
 			return err
 		}
 	}
@@ -274,6 +291,9 @@ func (img *image) setup(request InstanceRequest) (setup, error) {
 		s.Binds = append(s.Binds, bind{img.dirs[origin], origin})
 	}
 	s.Binds = append(s.Binds, bind{img.scratch, filepath.Join(img.dataDir, scratchName)})
+	if request.SocketDir != "" {
+		s.Binds = append(s.Binds, bind{request.SocketDir, filepath.Join(img.dataDir, scratchName, socketFolder)})
+	}
 	return s, nil
 }
 
@@ -289,5 +309,5 @@ func (img *image) environment(request InstanceRequest) []string {
 		env = append(env, "TZ="+tz)
 	}
 	env = append(env, request.program().Env...)
-	return append(env, identify(request.Manifest.Server, request.Run)...)
+	return append(env, request.identify()...)
 }

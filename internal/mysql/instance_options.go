@@ -70,6 +70,10 @@ func (img *image) options(request InstanceRequest) ([]string, error) {
 	m := request.Manifest
 	o := &optionList{version: m.Version, newer: img.newer, variables: m.Variables, list: []string{"--no-defaults"}}
 	scratch := filepath.Join(img.dataDir, scratchName)
+	socket := filepath.Join(scratchName, socketName)
+	if request.SocketDir != "" {
+		socket = filepath.Join(scratchName, socketFolder, socketName)
+	}
 	if m.Version.AtLeast(respaldo.MySQL, 8, 0, 0) {
 		o.add("--persisted-globals-load=OFF") // mysqld-auto.cnf beats the command line otherwise
 	}
@@ -81,7 +85,7 @@ func (img *image) options(request InstanceRequest) ([]string, error) {
 	o.add("--datadir="+img.dataDir,
 		// Relative to the data directory, into which every version changes: a long path
 		// would not fit into a socket address.
-		"--socket="+filepath.Join(scratchName, socketName),
+		"--socket="+socket,
 		"--pid-file="+filepath.Join(scratch, "mysqld.pid"),
 		"--log-error="+filepath.Join(scratch, InstanceLog),
 		"--tmpdir="+filepath.Join(scratch, "tmp"),

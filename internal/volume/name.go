@@ -33,6 +33,9 @@ func NewName(server string, at time.Time) string {
 	return namePrefix + legal + "-" + at.UTC().Format("20060102T150405") + "-" + hex.EncodeToString(salt[:])
 }
 
+// IsName tells a name that NewName made, or could have, from any other word.
+func IsName(s string) bool { return strings.HasPrefix(s, namePrefix) && checkName(s, "") == nil }
+
 const nameChars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+.-"
 
 // Words that LVM keeps for its own volumes (lvm(8), "VALID NAMES").

@@ -22,7 +22,10 @@ type WatchOptions struct {
 	GiveUpAt float64
 	// GiveUpMetadataAt is the same for metadata: 0.85 of a thin pool, 0.95 of Btrfs.
 	GiveUpMetadataAt float64
-	OnFill           func(respaldo.Fill) // called after every look, from Watch's goroutine
+	// Spare leaves the snapshot where it is: it was kept on purpose, and is not Watch's to
+	// remove. The context is cancelled all the same.
+	Spare  bool
+	OnFill func(respaldo.Fill) // called after every look, from Watch's goroutine
 }
 
 // foresight is how far ahead a rising fill of shared storage is extrapolated, and brink
@@ -38,7 +41,7 @@ const (
 //
 // Where the snapshot shares its storage with the origin (thin pool, Btrfs), a full
 // storage would stop the origin. There Watch itself, having cancelled, unmounts and
-// removes the snapshot as soon as nobody has it open; users of the snapshot must close
+// removes the snapshot (unless told to Spare it) as soon as nobody has it open; users of the snapshot must close
 // it when the context ends, and not wait for anything else first.
 //
 // stop ends the watch and makes the last check: nil means that the snapshot was valid
@@ -46,7 +49,7 @@ const (
 // waits for a removal under way. It may be called again and returns the same.
 func Watch(ctx context.Context, s Snapshot, o WatchOptions) (context.Context, func() error) {
 	watched, cancel := context.WithCancelCause(ctx)
-	w := &watch{snap: s, limits: limitsFor(s.Describe().Kind, o), onFill: o.OnFill, cancel: cancel, done: make(chan struct{}), quit: make(chan struct{})}
+	w := &watch{snap: s, limits: limitsFor(s.Describe().Kind, o), onFill: o.OnFill, spare: o.Spare, cancel: cancel, done: make(chan struct{}), quit: make(chan struct{})}
 	go w.loop(context.WithoutCancel(ctx), o)
 	stop := sync.OnceValue(func() error {
 		close(w.quit)
@@ -64,6 +67,7 @@ type watch struct {
 	snap   Snapshot
 	limits limits
 	onFill func(respaldo.Fill)
+	spare  bool
 	cancel context.CancelCauseFunc
 	quit   chan struct{}
 	done   chan struct{}
@@ -144,7 +148,7 @@ type sacrifice interface {
 func (w *watch) giveUp(ctx context.Context, why error) {
 	w.lost = why
 	w.cancel(why)
-	if s, ok := w.snap.(sacrifice); ok {
+	if s, ok := w.snap.(sacrifice); ok && !w.spare {
 		if err := s.sacrifice(ctx); err != nil {
 			w.lost = errors.Join(why, err)
 		}
@@ -201,6 +205,29 @@ func Overdue(ctx context.Context, s Snapshot, o WatchOptions) (why string, err e
 		return "it has overflowed and is worthless", nil
 	}
 	return "", nil
+}
+
+// margin is how far below the fill at which a snapshot is given up people are told.
+const margin = 0.10
+
+// Crowded warns that what holds a volume's snapshots is nearly as full as it may become, and
+// says what to do; "" while there is room. What names it: "snapshot NAME" on thick LVM, else
+// the volume.
+func Crowded(kind respaldo.VolumeKind, what string, f respaldo.Fill, o WatchOptions) string {
+	l := limitsFor(kind, o)
+	if f.Data < l.giveUpAt-margin && (kind == respaldo.LVMThick || f.Metadata < l.giveUpMetadataAt-margin) {
+		return ""
+	}
+	of := func(fill, limit float64) string { return fmt.Sprintf("%.0f%% of at most %.0f%%", fill*100, limit*100) }
+	switch kind {
+	case respaldo.LVMThick:
+		return fmt.Sprintf("%s is %.0f%% full, and worthless when it is full: remove it when it is of no more use, or extend it with lvextend", what, f.Data*100)
+	case respaldo.LVMThin:
+		return fmt.Sprintf("the thin pool of %s fills up: data %s, metadata %s; then snapshots go, since a full pool stops the server. Extend it with lvextend (--poolmetadatasize for metadata), or remove snapshots",
+			what, of(f.Data, l.giveUpAt), of(f.Metadata, l.giveUpMetadataAt))
+	}
+	return fmt.Sprintf("the filesystem of %s fills up: data %s, metadata %s; a full one stops the server. Give it more space, or remove snapshots",
+		what, of(f.Data, l.giveUpAt), of(f.Metadata, l.giveUpMetadataAt))
 }
 
 // limits are the fills at which something is done.
