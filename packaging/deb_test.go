@@ -33,6 +33,11 @@ func command(t *testing.T, argv ...string) string {
 // made is the package of the program as it is now, in a folder of its own.
 func made(t *testing.T) (deb string) {
 	t.Helper()
+	for _, source := range []string{"cmd", "internal", "packaging", "docs"} { // go test caches results by what the test itself has read
+		if err := filepath.WalkDir("../"+source, func(_ string, _ fs.DirEntry, err error) error { return err }); err != nil {
+			t.Fatal(err)
+		}
+	}
 	dir := t.TempDir()
 	program := filepath.Join(dir, "respaldo")
 	command(t, "go", "build", "-ldflags=-X main.version=v1.2.3-4-gabcdef", "-o", program, "./cmd/respaldo")

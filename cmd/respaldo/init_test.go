@@ -45,16 +45,4 @@ func TestInitCompletesTheConfiguration(t *testing.T) {
 	if after, _ := os.ReadFile(path); string(after) != string(before) {
 		t.Errorf("a configuration with a repository was changed:\n%s", after)
 	}
-	// An overdue server, in JSON, on the terminal and for Prometheus.
-	prom := dir + "/respaldo.prom"
-	r := respaldoRuns(t, "status", "--config", path, "--prometheus", prom)
-	if r.code != 12 || !strings.HasPrefix(r.stdout, "RESPALDO OVERDUE - main: there is no proved backup") || !strings.Contains(r.stderr, "hint: respaldo backup --server main") {
-		t.Errorf("%+v", r)
-	}
-	if text, err := os.ReadFile(prom); err != nil || !strings.Contains(string(text), "respaldo_overdue{server=\"main\"} 1\n") {
-		t.Errorf("%v\n%s", err, text)
-	}
-	if r := respaldoRuns(t, "status", "--config", path, "--prometheus", dir+"/respaldo.txt"); r.code != 2 || !strings.Contains(r.stderr, "must end in .prom") {
-		t.Errorf("%+v", r)
-	}
 }

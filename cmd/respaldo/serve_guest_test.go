@@ -203,6 +203,10 @@ func (s *stand) servesNow(t *testing.T) {
 	if s.into(&list, "list", "--served"); len(list) != 1 || list[0].Name != v.Name || list[0].Port != v.Port {
 		t.Errorf("listed: %+v", list)
 	}
+	if o := s.fails(int(respaldo.Overdue), "status"); strings.Contains(o.stderr, "left behind") { // no backup is proved here
+		t.Errorf("what is served is taken for a leftover:\
+%s", o.stderr)
+	}
 	s.ok("stop")
 	v.ends(0)
 	s.fails(int(respaldo.NotFound), "stop")

@@ -60,7 +60,7 @@ func (s *Site) hook(ctx context.Context, event string, argv []string, made Made,
 	bound, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it took longer than %s (timeout in [hooks])", timeout))
 	defer cancel()
 	_, err := s.Run.Run(bound, run.Cmd{
-		Argv: argv, Env: s.hookEnv(event, made, cause), Reserved: true, Quiet: true,
+		Argv: argv, Env: s.hookEnv(event, made, cause), CleanEnv: true, Quiet: true,
 		SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
 	})
 	if err == nil {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -246,15 +245,13 @@ func (s *Site) statusOfLeftovers(ctx context.Context, st *Status, warn float64) 
 	}
 }
 
-// noted is what the ledgers say that somebody holds: the server's, and those of operations
-// beside it, which are called SERVER.OPERATION.
+// noted is what the ledgers say that somebody holds: the server's and its sides'.
 func (s *Site) noted(st *Status) (entries []ledger.Entry) {
-	scopes := []string{s.Server}
-	beside, _ := filepath.Glob(filepath.Join(s.StateDir, s.Server+".*.ledger")) // the pattern is good
-	for _, path := range beside {
-		scopes = append(scopes, strings.TrimSuffix(filepath.Base(path), ".ledger"))
+	sides, err := ledger.Sides(s.Server, s.StateDir)
+	if err != nil {
+		st.cannot("look for ledgers", err)
 	}
-	for _, scope := range scopes {
+	for _, scope := range append([]string{s.Server}, sides...) {
 		held, err := ledger.Peek(s.StateDir, scope)
 		if err != nil {
 			st.cannot("read the ledger", err)
@@ -267,7 +264,7 @@ func (s *Site) noted(st *Status) (entries []ledger.Entry) {
 func (st *Status) judgeKept(k KeptSnapshot, warn float64) {
 	name, cleanup := k.Snapshot.Name, "respaldo cleanup --server "+st.Server
 	switch expires := k.Snapshot.Expires; {
-	case !expires.IsZero() && expires.Before(st.At):
+	case !expires.IsZero() && expires.Before(st.At) && k.UsedBy == "":
 		st.problem(StateAttention, fmt.Sprintf("snapshot %s was to go at %s and is still there", name, expires.Local().Format(time.DateTime)), cleanup+", by a timer")
 	case !k.Fill.Valid && !k.Inactive:
 		st.problem(StateAttention, "snapshot "+name+" has overflowed: what it holds is lost", cleanup)

@@ -22,9 +22,9 @@ import (
 type Cmd struct {
 	Argv []string
 	Env  []string // added to ours; LC_ALL=C is always set
-	// Reserved programs are not ours: they get Env and what any program needs (PATH, HOME…),
-	// and nothing else of our environment, which may hold passwords.
-	Reserved bool
+	// CleanEnv is for programs that are not ours: they get Env and what any program needs (PATH,
+	// HOME…), and nothing else of our environment, which may hold passwords.
+	CleanEnv bool
 	Dir      string
 	Stdin    io.Reader
 	// Stdout, if set, receives the output instead of Result.Stdout. Commands that
@@ -150,7 +150,7 @@ func (l Local) Run(ctx context.Context, c Cmd) (Result, error) {
 var ordinary = []string{"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TERM", "TMPDIR", "RESPALDO_CONFIG"}
 
 func (c Cmd) inherits() (env []string) {
-	if !c.Reserved {
+	if !c.CleanEnv {
 		return append(os.Environ(), "LC_ALL=C", "LVM_SUPPRESS_FD_WARNINGS=1")
 	}
 	for _, name := range ordinary {

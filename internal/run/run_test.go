@@ -220,3 +220,14 @@ func TestQuotedCommandsCanBePasted(t *testing.T) {
 		t.Errorf("%s printed %q, want %q", typed, pasted.Stdout, want)
 	}
 }
+
+// A program that is not ours inherits nothing that may be a secret.
+func TestCleanEnv(t *testing.T) {
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+	t.Setenv("TZ", "Europe/Madrid")
+	r, err := Local{}.Run(t.Context(), Cmd{Argv: []string{"/usr/bin/env"}, Env: []string{"MINE=1"}, CleanEnv: true})
+	text := string(r.Stdout)
+	if err != nil || strings.Contains(text, "s3cret") || !strings.Contains(text, "TZ=Europe/Madrid\n") || !strings.Contains(text, "MINE=1\n") || !strings.Contains(text, "PATH=") {
+		t.Errorf("%v\n%s", err, text)
+	}
+}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/respaldo-backup/respaldo/lab"
 	"github.com/respaldo-backup/respaldo/lab/servers"
+	"github.com/respaldo-backup/respaldo/lab/vagrant"
 )
 
 func main() {
@@ -43,6 +44,7 @@ func run(ctx context.Context, args []string) (int, error) {
 		var g errgroup.Group
 		g.Go(func() error { return servers.Ensure(ctx) })
 		g.Go(func() error { return lab.Prepare(ctx) })
+		g.Go(func() error { return vagrant.Ensure(ctx) })
 		return 0, g.Wait()
 	case "shell":
 		spec := lab.Spec{Name: "lab", Respaldo: true, Terminal: true, Memory: 1536, Disks: disks, Deadline: 24 * time.Hour}
