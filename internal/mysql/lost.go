@@ -25,10 +25,10 @@ type Binlog struct {
 // variables say and without asking it: it may not run. None where the binlog is off.
 func Binlogs(version respaldo.Version, datadir string, variables map[string]string) ([]Binlog, error) {
 	f := &Facts{Version: version, Variables: variables, Process: Process{DataDir: datadir}}
-	f.binlogs(newLayouter(datadir))
-	if !f.BinlogOn {
+	if f.BinlogOn = f.On("log_bin"); !f.BinlogOn {
 		return nil, nil
 	}
+	f.binlogs(newLayouter(datadir))
 	index, err := os.ReadFile(f.BinlogIndex)
 	if err != nil {
 		return nil, err
@@ -231,7 +231,11 @@ func (s *Server) SameHistory(ctx context.Context, m respaldo.Manifest) (string, 
 	}
 	since, complete := BinlogsSince(all, at)
 	if !complete {
-		return "its binlog does not have " + at.File, nil
+		var names []string
+		for _, b := range all {
+			names = append(names, b.Name)
+		}
+		return fmt.Sprintf("its binlog does not have %s, but %q", at.File, names), nil
 	}
 	count, end, known, err := CountTransactions(ctx, since[:1], at.Position) // it writes to a new file since it was started
 	switch {

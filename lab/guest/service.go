@@ -48,7 +48,7 @@ func NewService(t T, s *Server) (stop, start []string) {
 		if pid := servicePID(spec); pid > 0 {
 			syscall.Kill(pid, syscall.SIGKILL)
 			Eventually(t, 10*time.Second, func() error {
-				if commandLine(strconv.Itoa(pid)) != "" {
+				if _, err := os.Stat("/proc/" + strconv.Itoa(pid)); err == nil {
 					return fmt.Errorf("server %d does not end", pid)
 				}
 				return nil
