@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
 	"strconv"
@@ -94,7 +95,7 @@ func (o *prepareFlags) run(cmd *cobra.Command, a *app) error {
 		return a.show(plan, func(p *page) { showPlan(p, plan, o.undo) })
 	}
 	if !o.yes {
-		if err := o.ask(a, plan); err != nil {
+		if err := o.ask(cmd.Context(), a, plan); err != nil {
 			return err
 		}
 	}
@@ -134,7 +135,7 @@ func (o *prepareFlags) parse() error {
 }
 
 // ask shows the plan and waits for a yes. Where nobody can answer, nothing is done.
-func (o *prepareFlags) ask(a *app, plan *backup.Plan) error {
+func (o *prepareFlags) ask(ctx context.Context, a *app, plan *backup.Plan) error {
 	if a.flags.json || !term.IsTerminal(int(os.Stdin.Fd())) || !a.console.terminal {
 		return usageError("prepare asks before it acts, and there is no terminal", "look at it with --dry-run, then give --yes")
 	}
@@ -142,11 +143,20 @@ func (o *prepareFlags) ask(a *app, plan *backup.Plan) error {
 	showPlan(&page{Writer: &text, width: widthOf(os.Stderr)}, plan, o.undo)
 	a.console.printf("%s\nThe server will be stopped. Go on? [y/N] ", text.String())
 	a.console.flush()
-	answer, err := bufio.NewReader(os.Stdin).ReadString('\n')
-	if answer = strings.ToLower(strings.TrimSpace(answer)); err != nil || answer != "y" && answer != "yes" {
+	answers := make(chan string, 1)
+	go func() { // a read of the terminal cannot be cancelled
+		line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+		answers <- strings.ToLower(strings.TrimSpace(line))
+	}()
+	select {
+	case answer := <-answers:
+		if answer == "y" || answer == "yes" {
+			return nil
+		}
 		return &respaldo.Error{Kind: respaldo.Refused, What: "not confirmed: nothing was touched"}
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	return nil
 }
 
 func showPlan(p *page, plan *backup.Plan, undo bool) {

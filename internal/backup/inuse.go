@@ -48,6 +48,11 @@ func refuseOpen(dir string) error {
 	if err != nil || len(files) == 0 {
 		return err
 	}
+	return openBy(files, dir+" is in use", "stop that server first, or restore into another directory")
+}
+
+// openBy refuses files of which a process has one open, and names both.
+func openBy(files map[inode]string, what, hint string) error {
 	processes, err := os.ReadDir("/proc")
 	if err != nil {
 		return err
@@ -60,8 +65,8 @@ func refuseOpen(dir string) error {
 		if path := firstOpen("/proc/"+p.Name()+"/fd", files); path != "" {
 			command, _ := os.ReadFile("/proc/" + p.Name() + "/comm")
 			return &respaldo.Error{Kind: respaldo.Refused,
-				What: fmt.Sprintf("%s is in use: process %d (%s) has %s open", dir, pid, strings.TrimSpace(string(command)), path),
-				Hint: "stop that server first, or restore into another directory"}
+				What: fmt.Sprintf("%s: process %d (%s) has %s open", what, pid, strings.TrimSpace(string(command)), path),
+				Hint: hint}
 		}
 	}
 	return nil

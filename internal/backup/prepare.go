@@ -78,10 +78,11 @@ type Preparation struct {
 // PrepareState is how far a preparation is.
 type PrepareState string
 
-// The states: planned is not on disk.
+// The states: planned is not on disk. A later run that sees one of a run under way knows
+// that it was interrupted.
 const (
 	PreparePlanned PrepareState = "planned"
-	PrepareForward PrepareState = "interrupted" // seen by a later run
+	PrepareForward PrepareState = "under way"
 	PrepareDone    PrepareState = "prepared"
 	PrepareBack    PrepareState = "being undone"
 	PrepareUndone  PrepareState = "undone"
@@ -169,9 +170,9 @@ func (s *Site) PlanPrepare(ctx context.Context, r PrepareRequest) (*Plan, error)
 		return w.plan(), nil
 	case p.State == PrepareBack:
 		return nil, &respaldo.Error{Kind: respaldo.Refused, What: "an undo of an earlier preparation was interrupted", Hint: "complete it first: respaldo prepare --undo"}
-	case r.asked() && r != p.Request:
+	case r != (PrepareRequest{Free: -1}) && r != p.Request:
 		return nil, &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("server %s has a preparation for %s already (%s)", s.Server, p.Volume.Node(), p.State),
-			Hint: "respaldo prepare without --device and --vg goes on with it, respaldo prepare --undo goes back"}
+			Hint: "respaldo prepare without --device and --vg goes on with it, respaldo prepare --undo goes back; if that volume is long gone, delete " + s.journalOf()}
 	}
 	return op.planOf(ctx, p)
 }
@@ -231,6 +232,10 @@ func (s *Site) Prepare(ctx context.Context, plan *Plan) (done Prepared, err erro
 	defer w.close(ctx, &err)
 	if err := w.settle(ctx); err != nil {
 		return done, err
+	}
+	if w.has(stepStop) && !w.has(stepSwitch) { // the server may run again, and have changed what was copied
+		w.Done = slices.DeleteFunc(w.Done, func(step string) bool { return step == stepStop || step == stepCopy })
+		w.Begun = stepStop
 	}
 	w.State = PrepareForward
 	if err := w.save(); err != nil {
@@ -301,11 +306,30 @@ func (s *Site) beginPreparing(ctx context.Context, p *Preparation) (*preparing, 
 		return nil, err
 	}
 	w := &preparing{operation: op, Preparation: p}
-	if err := w.findService(ctx); err != nil {
+	if err = w.stillSo(ctx); err == nil {
+		err = w.findService(ctx)
+	}
+	if err != nil {
 		w.close(ctx, &err)
 		return nil, err
 	}
 	return w, nil
+}
+
+// stillSo refuses a plan that was made in another situation: the question may have waited
+// for its answer for hours.
+func (w *preparing) stillSo(ctx context.Context) error {
+	now, err := w.loadPreparation()
+	if err != nil {
+		return err
+	}
+	if (now == nil) != (w.State == PreparePlanned) || now != nil && (now.State != w.State || !slices.Equal(now.Done, w.Done)) {
+		return &respaldo.Error{Kind: respaldo.Busy, What: "somebody else has gone on with the preparation meanwhile", Hint: "call it again"}
+	}
+	if w.State != PreparePlanned {
+		return nil
+	}
+	return w.volumes.StillFree(ctx, w.Volume)
 }
 
 // settle puts a journal that another run left into the state in which it can be walked on.
@@ -323,9 +347,6 @@ func (w *preparing) settle(ctx context.Context) error {
 		} else if err != nil {
 			return err
 		}
-	}
-	if !w.has(stepSwitch) { // the server may run again, and have changed what was copied
-		w.Done = slices.DeleteFunc(w.Done, func(step string) bool { return step == stepStop || step == stepCopy })
 	}
 	return nil
 }

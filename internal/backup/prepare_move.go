@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,16 +30,24 @@ const (
 	askEvery        = 250 * time.Millisecond
 )
 
-// running tells whether some program has one of the server's files open, wherever its
-// directories are by now.
+// running is an error that names the server's process while one has the files open that a
+// server always has, wherever its directories are by now. Who only reads a log is none.
 func (w *preparing) running() error {
-	var held error
+	files := map[inode]string{}
 	for _, m := range w.Moves {
 		for _, dir := range []string{m.Dir, m.To} {
-			held = joinErrors(held, refuseOpen(dir))
+			for _, pattern := range []string{"ibdata*", "mysql.ibd", "ib_logfile*", "aria_log_control"} {
+				found, _ := filepath.Glob(filepath.Join(dir, pattern))
+				for _, path := range found {
+					if info, err := os.Stat(path); err == nil {
+						stat := info.Sys().(*syscall.Stat_t)
+						files[inode{stat.Dev, stat.Ino}] = path
+					}
+				}
+			}
 		}
 	}
-	return held
+	return openBy(files, "a program is at work in the data directory", "stop it, then call respaldo prepare again")
 }
 
 // stop stops the server and returns when nobody has its files open. What tables it has is
@@ -80,6 +89,19 @@ func (w *preparing) stop(ctx context.Context) error {
 func (w *preparing) isOurs(dir string) bool {
 	real := resolved(dir)
 	return slices.ContainsFunc(w.Moves, func(m Move) bool { return real == resolved(m.Dir) || real == m.To })
+}
+
+// startAgain starts the server where it was, with the tables that it had.
+func (w *preparing) startAgain(ctx context.Context) error {
+	if err := w.start(ctx, w.Moves[0].Dir); err != nil {
+		return err
+	}
+	server, err := mysql.Connect(ctx, w.MySQL, w.Log)
+	if err != nil {
+		return err
+	}
+	defer server.Close()
+	return w.sameTables(ctx, server.DB())
 }
 
 // start starts the server, if it does not run, and returns when it answers and says that
@@ -174,7 +196,8 @@ func (w *preparing) copy(ctx context.Context, from, to string) error {
 	}
 	ledger.Point("prepare.copying")
 	stopWatching := w.watchCopy(filepath.Dir(to), total)
-	_, err = w.Run.Run(ctx, run.Cmd{Argv: copyArgv(from, to)})
+	// It ends with us, however we end: the next run would find it at work in what it removes.
+	_, err = w.Run.Run(ctx, run.Cmd{Argv: copyArgv(from, to), SysProcAttr: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}})
 	stopWatching()
 	if err != nil {
 		return err
@@ -246,6 +269,11 @@ func (w *preparing) switchBack(ctx context.Context) error {
 	if err := w.save(); err != nil {
 		return err
 	}
+	if w.running() != nil { // started by somebody, after a run that died here
+		if err := w.stop(ctx); err != nil {
+			return err
+		}
+	}
 	for _, m := range w.Moves {
 		if to, err := os.Readlink(m.Dir); err != nil || to != m.To {
 			continue // an earlier run's work
@@ -306,6 +334,11 @@ func (w *preparing) check(ctx context.Context) error {
 	if err := w.sameTables(ctx, outlook.server.DB()); err != nil {
 		return err
 	}
+	if outlook.facts.SeesAllTables { // and so may read them
+		if err := readSome(ctx, outlook.server.DB(), w.Tables); err != nil {
+			return err
+		}
+	}
 	if outlook.volume == nil {
 		return errors.Join(fmt.Errorf("%s cannot be snapshotted", w.Mount.Dir), outlook.Refusal())
 	}
@@ -318,8 +351,7 @@ func (w *preparing) check(ctx context.Context) error {
 	return nil
 }
 
-// sameTables asserts that what the server had when it was stopped is there, and reads from
-// a sample.
+// sameTables asserts that what the server had when it was stopped is there.
 func (w *preparing) sameTables(ctx context.Context, db *sql.DB) error {
 	have, err := tableNames(ctx, db)
 	if err != nil {
@@ -330,7 +362,12 @@ func (w *preparing) sameTables(ctx context.Context, db *sql.DB) error {
 			return &respaldo.Error{Kind: respaldo.NotProved, What: "the table " + table + " is not there any more"}
 		}
 	}
-	for _, table := range sample(have, sampledTables) {
+	return nil
+}
+
+// readSome reads from a sample of tables.
+func readSome(ctx context.Context, db *sql.DB, tables []string) error {
+	for _, table := range sample(tables, sampledTables) {
 		var one int
 		schema, name, _ := strings.Cut(table, ".")
 		err := db.QueryRowContext(ctx, fmt.Sprintf("SELECT 1 FROM %s.%s LIMIT 1", quoteName(schema), quoteName(name))).Scan(&one)

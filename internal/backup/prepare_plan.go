@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/host"
@@ -88,6 +89,9 @@ func (w *preparing) chooseMount(asked string) error {
 	}
 	if !filepath.IsAbs(dir) {
 		return &respaldo.Error{Kind: respaldo.Usage, What: "--mount " + dir + " is not an absolute path", Hint: "give one, such as /srv/mysql"}
+	}
+	if strings.ContainsFunc(dir, func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune("\"'\\#%;:,$*?[]{}", r) }) {
+		return &respaldo.Error{Kind: respaldo.Usage, What: fmt.Sprintf("--mount %q has characters that fstab, systemd or an option file would read in another way", dir), Hint: "give a plain path, such as /srv/mysql"}
 	}
 	dir = filepath.Clean(dir)
 	w.Mount.Dir = dir

@@ -164,7 +164,7 @@ func (w *preparing) moveSteps() []step {
 	steps := []step{
 		{name: stepStop, says: "stop the server", shows: []string{shown(w.service.StopCommand())},
 			do:   func(ctx context.Context, _ bool) error { return w.stop(ctx) },
-			undo: func(ctx context.Context) error { return w.start(ctx, w.Moves[0].Dir) }},
+			undo: w.startAgain},
 		{name: stepCopy, says: fmt.Sprintf("copy %s of files, and compare each", FormatBytes(w.bytes())), shows: copies,
 			do: func(ctx context.Context, _ bool) error { return w.copyAll(ctx) }},
 		{name: stepSwitch, says: "put links to the copies in the place of the directories, which are kept under another name", shows: switches,

@@ -89,6 +89,9 @@ func (s *Site) begin(ctx context.Context, name string) (*operation, error) {
 	for _, line := range swept.Rollbacks {
 		s.Report.Warn(line)
 	}
+	if p, err := s.loadPreparation(); name != "prepare" && err == nil && p != nil && p.State != PrepareDone {
+		s.Report.Warn("respaldo prepare was interrupted (" + string(p.State) + "): call it again to go on, or with --undo to go back")
+	}
 	for _, dir := range swept.Incomplete {
 		s.Report.Warn(dir + " holds an incomplete restore: run that again, or delete the directory")
 	}

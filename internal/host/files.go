@@ -47,8 +47,10 @@ func (h *Host) RemoveOwn(path string) error {
 	if err != nil {
 		return err
 	}
-	os.Remove(filepath.Dir(at)) // only if empty: a UNIT.d that was made for it
-	return syncDir(filepath.Dir(filepath.Dir(at)))
+	if dir := filepath.Dir(at); strings.HasSuffix(dir, ".service.d") && os.Remove(dir) == nil { // it was made for it, if it is empty
+		return syncDir(filepath.Dir(dir))
+	}
+	return syncDir(filepath.Dir(at))
 }
 
 // replaceFile writes a file so that there is the old or the new one, whole, whenever the

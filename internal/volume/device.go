@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -148,4 +149,16 @@ func (d Device) refuseHolding(wipe bool) error {
 			Hint: "if nobody needs what is on it, all of which would be lost, say so by its name: --wipe " + d.Path}
 	}
 	return nil
+}
+
+// StillFree refuses a device that has been used for something since the making was planned.
+func (s *System) StillFree(ctx context.Context, m Making) error {
+	if m.Device == "" {
+		return nil // LVM's commands look for themselves
+	}
+	d, err := s.Device(ctx, m.Device)
+	if err != nil {
+		return err
+	}
+	return d.refuseHolding(slices.Equal(d.Signatures, m.Wipe))
 }

@@ -57,7 +57,7 @@ func (s *System) PlanMaking(ctx context.Context, r MakeRequest) (Making, error) 
 	if m.FSType == "" {
 		m.FSType = "ext4"
 	}
-	if err := checkName(m.Name, m.Group); err != nil {
+	if err := errors.Join(checkName(m.Name, m.Group), checkGroup(m.Group)); err != nil {
 		return m, err
 	}
 	groups, err := s.groups(ctx)
@@ -76,6 +76,14 @@ func (s *System) PlanMaking(ctx context.Context, r MakeRequest) (Making, error) 
 		return m, m.planThin(room, r)
 	}
 	return m, m.planThick(room, r)
+}
+
+// checkGroup accepts an empty name, in whose place one is chosen.
+func checkGroup(name string) error {
+	if name == "" {
+		return nil
+	}
+	return checkName(name, "")
 }
 
 func (m *Making) reason(format string, args ...any) {
@@ -148,10 +156,10 @@ func (m *Making) planThick(room int64, r MakeRequest) error {
 	switch {
 	case r.Bytes > 0:
 		m.Bytes = roundUp(r.Bytes, extentBytes)
-	case m.NewGroup:
+	case m.NewGroup || r.Free >= 0:
 		m.Bytes = rounded(float64(room) * (1 - free))
 	default: // others want room there too
-		m.Bytes = min(rounded(float64(room)*min(1-free, sharedGroup)), roundUp(2*r.Needed+1<<30, extentBytes))
+		m.Bytes = min(rounded(float64(room)*sharedGroup), roundUp(2*r.Needed+1<<30, extentBytes))
 	}
 	if m.FreeBytes = room - m.Bytes; m.FreeBytes < 0 {
 		return m.noRoom(room)
@@ -169,8 +177,8 @@ func (m *Making) planThin(room int64, r MakeRequest) error {
 	m.Pool = m.Name + "_pool"
 	free := share(r.Free, thinFree)
 	usable := float64(room) * (1 - free)
-	if !m.NewGroup {
-		usable = min(float64(room)*min(1-free, sharedGroup), (2*float64(r.Needed)+float64(1<<30))/thinShare)
+	if !m.NewGroup && r.Free < 0 {
+		usable = min(float64(room)*sharedGroup, (2*float64(r.Needed)+float64(1<<30))/thinShare)
 	}
 	if r.Bytes > 0 {
 		usable = float64(r.Bytes)/thinShare + 2*float64(metadataFor(int64(float64(r.Bytes)/thinShare))) + 2*extentBytes

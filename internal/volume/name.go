@@ -69,7 +69,7 @@ func checkName(name, vg string) error {
 	if problem == "" {
 		return nil
 	}
-	return &respaldo.Error{Kind: respaldo.Usage, What: fmt.Sprintf("the snapshot name %q %s", name, problem),
+	return &respaldo.Error{Kind: respaldo.Usage, What: fmt.Sprintf("the name %q %s", name, problem),
 		Hint: "choose another name, or give none and let respaldo make one"}
 }
 

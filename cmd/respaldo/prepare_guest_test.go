@@ -1,0 +1,440 @@
+//go:build guest
+
+package main
+
+import (
+	"database/sql"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/backup"
+	runner "github.com/respaldo-backup/respaldo/internal/run"
+	"github.com/respaldo-backup/respaldo/lab/guest"
+)
+
+// plainServer is a server as most are: on a filesystem that nobody can snapshot, binlogs and
+// mysql-files beside its data directory, started and stopped by somebody else than us.
+type plainServer struct {
+	*stand
+	kind   string
+	pid    string // file
+	mount  string
+	tables map[string]string // checksums, while nobody writes
+}
+
+// preparations are the kinds of volume and the servers that are prepared.
+func preparations() [][2]string {
+	pairs := [][2]string{{"lvm-thick", "mariadb-10.11"}, {"lvm-thin", "mysql-5.6"}}
+	if !soak {
+		return pairs
+	}
+	for _, kind := range []string{"lvm-thick", "lvm-thin", "btrfs"} {
+		for _, server := range []string{"mariadb-10.5", "mariadb-10.11", "mariadb-11.8", "mysql-9.7", "mysql-5.6"} {
+			if pair := [2]string{kind, server}; !slices.Contains(pairs, pair) {
+				pairs = append(pairs, pair)
+			}
+		}
+	}
+	return pairs
+}
+
+// TestPrepare goes from a blank disk to a backup, and back.
+func TestPrepare(t *testing.T) {
+	guest.NewFolder(t, 1, "/srv")
+	for n, pair := range preparations() {
+		t.Run(pair[0]+" "+pair[1], func(t *testing.T) {
+			s := newPlainServer(t, pair[0], pair[1])
+			if n == 0 {
+				s.refusesDevices()
+				s.refusesMount()
+			}
+			if n == 0 || soak {
+				s.dryRun()
+				s.killed(nil, s.makingPoints()...)
+				s.undoneHalfway()
+				s.failsAndStops()
+				s.killed(nil, s.movingPoints()...)
+			}
+			s.prepared()
+			if n == 0 || soak {
+				s.killed([]string{"--undo"}, s.backPoints()...)
+				s.undone()
+			}
+		})
+	}
+}
+
+const plainData = "/srv/old/mysql"
+
+func newPlainServer(t *testing.T, kind, server string) *plainServer {
+	t.Helper()
+	s := &plainServer{stand: &stand{t: t, whole: t, dir: workDir(t)}, kind: kind, mount: "/srv/new"}
+	if err := os.MkdirAll("/srv/old", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll("/srv/old") })
+	for _, dir := range []string{"/srv/old/binlog", "/srv/old/mysql-files"} {
+		if err := os.Mkdir(dir, 0o750); err != nil {
+			t.Fatal(err)
+		}
+		guest.Chown(t, dir)
+	}
+	first := guest.StartServer(t, guest.ServerSpec{Name: server, DataDir: plainData, Args: []string{"--log-bin=/srv/old/binlog/binlog", "--secure-file-priv=/srv/old/mysql-files"}})
+	first.Exec(t, "CREATE DATABASE shop",
+		"CREATE TABLE shop.customers (id INT PRIMARY KEY, name VARCHAR(100)) ENGINE=InnoDB",
+		"CREATE TABLE shop.notes (id INT PRIMARY KEY, note TEXT) ENGINE=MyISAM",
+		"INSERT INTO shop.customers VALUES (1, 'one'), (2, 'two')", "INSERT INTO shop.notes VALUES (1, 'not transactional')")
+	s.server = first
+	s.tables = guest.Checksums(t, first.DB)
+	s.pid = first.Spec().Socket + ".pid"
+	args := commandOf(t, first.PID())
+	if err := first.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	s.manage(args)
+	s.config = filepath.Join(s.dir, "respaldo.toml")
+	s.write(s.config, 0o644, fmt.Sprintf("format = 1\nstate_dir = %q\nrun_dir = \"/run/respaldo\"\ncache_dir = %q\n[repository]\nurl = %q\npassword_file = %q\n"+
+		"[server.main]\ndefaults_file = %q\nmax_lock = \"20s\"\nstart = [%q]\nstop = [%q]\n",
+		s.dir+"/state", s.dir+"/cache", s.dir+"/repository", s.dir+"/password", first.OptionFile, s.dir+"/start", s.dir+"/stop"))
+	s.write(s.dir+"/password", 0o600, "correct horse\n")
+	guest.Run(t, s.dir+"/start")
+	s.answers()
+	return s
+}
+
+// commandOf is a process's command line.
+func commandOf(t *testing.T, pid int) []string {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
+}
+
+// manage writes what starts and stops the server: with its data directory in an option file,
+// as packages have it, and in the background, so that it outlives whoever starts it.
+func (s *plainServer) manage(args []string) {
+	s.t.Helper()
+	for _, dir := range []string{s.dir + "/conf.d"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	s.write(s.dir+"/my.cnf", 0o644, "[mysqld]\ndatadir="+plainData+"\n!includedir "+s.dir+"/conf.d\n")
+	var words []string
+	for _, arg := range args {
+		switch {
+		case arg == "--no-defaults":
+			arg = "--defaults-file=" + s.dir + "/my.cnf"
+		case strings.HasPrefix(arg, "--datadir="):
+			continue
+		}
+		words = append(words, runner.Quote(arg))
+	}
+	s.write(s.dir+"/start", 0o755, "#!/bin/sh\ncd /\nrm "+s.dir+"/refuse 2>/dev/null && exit 1\nsetsid "+strings.Join(words, " ")+" </dev/null >>/run/mysqld/plain.err 2>&1 &\n")
+	s.write(s.dir+"/stop", 0o755, "#!/bin/sh\nexec kill $(cat "+s.pid+")\n")
+	s.whole.Cleanup(func() {
+		s.kill()
+		s.forget()
+	})
+}
+
+// kill ends the server, if it runs.
+func (s *plainServer) kill() {
+	text, err := os.ReadFile(s.pid)
+	pid, convErr := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || convErr != nil {
+		return
+	}
+	syscall.Kill(pid, syscall.SIGKILL)
+	guest.Eventually(s.whole, testLimit, func() error {
+		if syscall.Kill(pid, 0) == nil {
+			return fmt.Errorf("process %d is still there", pid)
+		}
+		return nil
+	})
+	os.Remove(s.pid)
+}
+
+// forget destroys the volume and what names it, for the next one's blank disk.
+func (s *plainServer) forget() {
+	guest.Try("umount", s.mount)
+	guest.Try("vgremove", "-qq", "-ff", "-y", "mysql")
+	guest.Try("pvremove", "-qq", "-ff", "-y", guest.Disk(0))
+	guest.Run(s.whole, "wipefs", "-qa", guest.Disk(0))
+	os.Remove("/etc/fstab")
+	os.Remove("/etc/fstab.before-respaldo")
+	os.Remove(s.mount)
+}
+
+// answers waits for the server.
+func (s *plainServer) answers() *sql.DB {
+	s.t.Helper()
+	db := s.server.Open()
+	s.t.Cleanup(func() { db.Close() })
+	guest.Eventually(s.t, testLimit, db.Ping)
+	return db
+}
+
+func (s *plainServer) args(more ...string) []string {
+	if slices.Contains(more, "--undo") {
+		return append([]string{"prepare"}, more...)
+	}
+	return append([]string{"prepare", "--device", guest.Disk(0), "--kind", s.kind, "--mount", s.mount}, more...)
+}
+
+// machine is what a dry run must not change.
+func (s *plainServer) machine() string {
+	fstab, _ := os.ReadFile("/etc/fstab")
+	state, _ := os.ReadFile(s.dir + "/state/main.prepare.json")
+	return string(fstab) + string(state) + guest.Run(s.t, "lvs", "-a") + guest.Run(s.t, "lsblk") + guest.Run(s.t, "wipefs", "-n", guest.Disk(0)) +
+		guest.Run(s.t, "find", "/srv/old", "/srv/new", s.dir+"/conf.d", "-maxdepth", "1", "-not", "-name", "*.sock*")
+}
+
+func (s *plainServer) dryRun() {
+	if err := os.MkdirAll(s.mount, 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	before := s.machine()
+	o := s.ok(s.args("--dry-run")...)
+	s.t.Logf("the dry run:\n%s", o.stdout)
+	for _, want := range []string{"mkfs.", " >> /etc/fstab", "mount " + s.mount, s.dir + "/stop", "cp --archive", "ln -s " + s.mount + "/data " + plainData, s.dir + "/start", "stay"} {
+		if !strings.Contains(o.stdout, want) {
+			s.t.Errorf("a dry run does not show %q", want)
+		}
+	}
+	s.fails(int(respaldo.Usage), s.args()...) // nobody is there to say yes
+	if after := s.machine(); after != before {
+		s.t.Errorf("a dry run has changed something:\n%s\nwas\n%s", after, before)
+	}
+}
+
+func (s *plainServer) refusesDevices() {
+	guest.Run(s.t, "mkfs.ext4", "-q", "-F", guest.Disk(0))
+	if o := s.fails(int(respaldo.Refused), s.args("--yes")...); !strings.Contains(o.stderr, "ext4") || !strings.Contains(o.stderr, "--wipe "+guest.Disk(0)) {
+		s.t.Errorf("a device with a filesystem:\n%s", o.stderr)
+	}
+	s.fails(int(respaldo.Usage), s.args("--yes", "--wipe", guest.Disk(1))...)
+	if o := s.fails(int(respaldo.Refused), "prepare", "--device", guest.Disk(1), "--wipe", guest.Disk(1), "--yes"); !strings.Contains(o.stderr, "mounted at /srv") {
+		s.t.Errorf("a device that is mounted:\n%s", o.stderr)
+	}
+	guest.Run(s.t, "wipefs", "-qa", guest.Disk(0))
+	guest.Run(s.t, "pvcreate", "-qq", guest.Disk(0))
+	guest.Run(s.t, "vgcreate", "-qq", "others", guest.Disk(0))
+	if o := s.fails(int(respaldo.Refused), s.args("--yes", "--wipe", guest.Disk(0))...); !strings.Contains(o.stderr, "volume group others") {
+		s.t.Errorf("a device in a group:\n%s", o.stderr)
+	}
+	if o := s.fails(int(respaldo.Refused), "prepare", "--vg", "others", "--size", "8MiB", "--kind", s.kind, "--yes"); !strings.Contains(o.stderr, "MiB") {
+		s.t.Errorf("too small a volume, without numbers:\n%s", o.stderr)
+	}
+	nobody := filepath.Join(s.dir, "nobody.toml")
+	text, err := os.ReadFile(s.config)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	managed, _, _ := strings.Cut(string(text), "start = ")
+	s.write(nobody, 0o644, managed)
+	if o := s.fails(int(respaldo.Refused), s.args("--config", nobody, "--yes")...); !strings.Contains(o.stderr, "stop = ") {
+		s.t.Errorf("nobody can stop the server:\n%s", o.stderr)
+	}
+	guest.Run(s.t, "vgremove", "-qq", "others")
+	guest.Run(s.t, "pvremove", "-qq", guest.Disk(0))
+}
+
+func (s *plainServer) refusesMount() {
+	line := "/dev/sdz1 " + s.mount + " ext4 defaults 0 2"
+	s.write("/etc/fstab", 0o644, "# the administrator's\n"+line+"\n")
+	if o := s.fails(int(respaldo.Refused), s.args("--yes")...); !strings.Contains(o.stderr, "line 2") || !strings.Contains(o.stderr, line) {
+		s.t.Errorf("fstab names the mount point:\n%s", o.stderr)
+	}
+	s.write("/etc/fstab", 0o644, "# the administrator's\n/dev/sdz1 /elsewhere ext4 noauto 0 2\n")
+}
+
+// prepared prepares it and asserts that the server has all it had, in the new place, and
+// can be backed up.
+func (s *plainServer) prepared() {
+	var done backup.Prepared
+	s.into(&done, s.args("--yes")...)
+	s.t.Logf("stopped for %.1f s", done.Seconds)
+	db := s.answers()
+	s.worksIn(db, s.mount+"/data")
+	for table, sum := range s.tables {
+		if got := guest.Checksums(s.t, db)[table]; got != sum {
+			s.t.Errorf("%s has checksum %q, not %q", table, got, sum)
+		}
+	}
+	for _, dir := range []string{plainData, "/srv/old/binlog", "/srv/old/mysql-files"} {
+		if link, err := os.Readlink(dir); err != nil || !strings.HasPrefix(link, s.mount+"/") {
+			s.t.Errorf("%s leads to %q, %v", dir, link, err)
+		}
+		if info, err := os.Stat(dir + ".before-respaldo"); err != nil || !info.IsDir() {
+			s.t.Errorf("%s was not kept: %v", dir, err)
+		}
+	}
+	fstab, _ := os.ReadFile("/etc/fstab")
+	want := "/dev/mysql/mysql " + s.mount + " "
+	if s.kind == "btrfs" {
+		want = "UUID=" + done.Volume.FSUUID + " " + s.mount + " btrfs noatime,nofail,subvol=mysql"
+	}
+	if !strings.Contains(string(fstab), "\n"+want) {
+		s.t.Errorf("fstab has no line %q:\n%s", want, fstab)
+	}
+	if o := s.ok(s.args("--yes")...); !strings.Contains(o.stdout, "prepared") {
+		s.t.Errorf("again:\n%s", o.stdout)
+	}
+	s.ok("init")
+	made := s.backup()
+	if !made.Backup.Manifest.Proof.OK || made.Backup.Manifest.Volume.Kind != respaldo.VolumeKind(s.kind) {
+		s.t.Errorf("backed up as %+v", made.Backup.Manifest.Volume)
+	}
+}
+
+// worksIn asserts where the server has its data.
+func (s *plainServer) worksIn(db *sql.DB, dir string) {
+	s.t.Helper()
+	var at string
+	if err := db.QueryRow("SELECT @@datadir").Scan(&at); err != nil {
+		s.t.Fatal(err)
+	}
+	if filepath.Clean(at) != dir {
+		s.t.Errorf("the server works in %s, not in %s", at, dir)
+	}
+}
+
+// undoneHalfway: what was made before the server was touched goes again, and the device is
+// as blank as it was.
+func (s *plainServer) undoneHalfway() {
+	s.ok("prepare", "--undo", "--yes")
+	if left := guest.Run(s.t, "wipefs", "-n", guest.Disk(0)); left != "" {
+		s.t.Errorf("the device is not blank again:\n%s", left)
+	}
+	if fstab, _ := os.ReadFile("/etc/fstab"); strings.Contains(string(fstab), s.mount) {
+		s.t.Errorf("fstab still has our line:\n%s", fstab)
+	}
+	s.worksIn(s.answers(), plainData)
+}
+
+// failsAndStops: a server that does not start on the volume, and one who changes his mind, find
+// it at work where it was.
+func (s *plainServer) failsAndStops() {
+	s.write(s.dir+"/refuse", 0o644, "")
+	o := s.fails(int(respaldo.Failed), s.args("--yes")...)
+	if !strings.Contains(o.stderr, "works where it did before") {
+		s.t.Errorf("it does not say that the server is back:\n%s", o.stderr)
+	}
+	s.worksIn(s.answers(), plainData)
+	if info, err := os.Lstat(plainData); err != nil || !info.IsDir() {
+		s.t.Errorf("%s: %v, %v", plainData, info, err)
+	}
+	if o := s.run([]string{"RESPALDO_FAULT=int:prepare.copied"}, s.args("--yes")...); o.code != int(respaldo.Interrupted) {
+		s.t.Errorf("exit code %d after an interrupt\n%s", o.code, o.stderr)
+	}
+	s.worksIn(s.answers(), plainData)
+}
+
+// killed kills respaldo at one point after the other. Each time somebody starts the server,
+// if it does not run, and writes to it; then it is done again.
+func (s *plainServer) killed(more []string, points ...string) {
+	for _, point := range points {
+		if o := s.run([]string{"RESPALDO_FAULT=kill:" + point}, s.args(append(more, "--yes")...)...); o.code != -1 {
+			s.t.Fatalf("respaldo was not killed at %s: exit code %d\n%s", point, o.code, o.stderr)
+		}
+		if !s.alive() {
+			guest.Run(s.t, s.dir+"/start")
+		}
+		db := s.answers()
+		if _, err := db.Exec("INSERT INTO shop.customers SELECT MAX(id) + 1, ? FROM shop.customers c", point); err != nil {
+			s.t.Fatalf("after %s: %v", point, err)
+		}
+		s.tables = guest.Checksums(s.t, db)
+	}
+}
+
+// alive tells whether the server runs.
+func (s *plainServer) alive() bool {
+	text, _ := os.ReadFile(s.pid)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	return err == nil && syscall.Kill(pid, 0) == nil
+}
+
+// makingPoints, movingPoints and backPoints are where respaldo is killed: everywhere when
+// soaking, else once in making the volume, and wherever the data is in two places.
+func (s *plainServer) makingPoints() []string {
+	if !soak {
+		return []string{"prepare.mount.done"}
+	}
+	steps := map[string][]string{"lvm-thick": {"pv", "group", "volume", "mkfs"}, "lvm-thin": {"pv", "group", "pool", "volume", "mkfs"}, "btrfs": {"mkfs", "subvolume"}}
+	var points []string
+	for _, step := range append(steps[s.kind], "fstab", "mount") {
+		points = append(points, "prepare."+step, "prepare."+step+".done")
+	}
+	return points
+}
+
+func (s *plainServer) movingPoints() []string {
+	if !soak {
+		return []string{"prepare.switched-1", "prepare.start.done"}
+	}
+	return []string{"prepare.stop", "prepare.stopping", "prepare.stop.done", "prepare.copy", "prepare.copying", "prepare.copied", "prepare.copied#2", "prepare.copy.done",
+		"prepare.switch", "prepare.switched-1", "prepare.switched-2", "prepare.switched-3", "prepare.switch.done",
+		"prepare.options", "prepare.options.done", "prepare.start", "prepare.start.done", "prepare.check", "prepare.check.done"}
+}
+
+func (s *plainServer) backPoints() []string {
+	if !soak {
+		return []string{"undo.switched-1"}
+	}
+	return []string{"undo.check", "undo.start", "undo.start.done", "undo.options", "undo.options.done", "undo.switch", "prepare.copying", "prepare.copied", "undo.switched-1", "undo.switched-2", "undo.switched-3",
+		"undo.switch.done", "undo.copy", "undo.stop", "undo.stop.done", "undo.mount", "undo.mount.done", "undo.fstab", "undo.fstab.done", "undo.mkfs"}
+}
+
+// undone goes back, with what was written meanwhile.
+func (s *plainServer) undone() {
+	db := s.answers()
+	if _, err := db.Exec("INSERT INTO shop.customers SELECT MAX(id) + 1, 'came later' FROM shop.customers c"); err != nil {
+		s.t.Fatal(err)
+	}
+	s.tables = guest.Checksums(s.t, db)
+	s.ok("prepare", "--undo", "--yes")
+	db = s.answers()
+	s.worksIn(db, plainData)
+	if got := guest.Checksums(s.t, db); !slices.Equal(values(got), values(s.tables)) {
+		s.t.Errorf("the tables are %v, not %v", got, s.tables)
+	}
+	fstab, _ := os.ReadFile("/etc/fstab")
+	if strings.Contains(string(fstab), s.mount) || strings.Contains(string(fstab), "respaldo") {
+		s.t.Errorf("fstab still has our line:\n%s", fstab)
+	}
+	for _, dir := range []string{plainData, "/srv/old/binlog", "/srv/old/mysql-files"} {
+		if info, err := os.Lstat(dir); err != nil || !info.IsDir() {
+			s.t.Errorf("%s is no directory: %v", dir, err)
+		}
+		if _, err := os.Stat(dir + ".before-respaldo"); err != nil {
+			s.t.Errorf("what was set aside is gone: %v", err)
+		}
+	}
+	if mounted := guest.Run(s.t, "cat", "/proc/mounts"); strings.Contains(mounted, s.mount) {
+		s.t.Errorf("still mounted:\n%s", mounted)
+	}
+	if entries, _ := os.ReadDir(s.dir + "/conf.d"); len(entries) > 0 {
+		s.t.Errorf("still there: %s", entries[0].Name())
+	}
+	s.fails(int(respaldo.NotFound), "prepare", "--undo", "--yes")
+}
+
+func values(m map[string]string) []string {
+	var list []string
+	for k, v := range m {
+		list = append(list, k+"="+v)
+	}
+	slices.Sort(list)
+	return list
+}
