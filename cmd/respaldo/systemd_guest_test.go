@@ -109,7 +109,7 @@ func (h *machine) afterReboot(t *testing.T) {
 	}
 	h.ok("check")
 	guest.Run(t, "udevadm", "settle")
-	for _, left := range []string{guest.Run(t, "lvs", "--noheadings", "-o", "name", "--select", "lv_tags=respaldo"), guest.Run(t, "dmsetup", "ls")} {
+	for _, left := range []string{guest.Run(t, "lvs", "--noheadings", "-o", "lv_name", "--select", "lv_tags=respaldo"), guest.Run(t, "dmsetup", "ls")} {
 		if strings.Contains(left, "respaldo") {
 			t.Errorf("snapshots are left:\n%s", left)
 		}
