@@ -204,8 +204,7 @@ func (s *stand) servesNow(t *testing.T) {
 		t.Errorf("listed: %+v", list)
 	}
 	if o := s.fails(int(respaldo.Overdue), "status"); strings.Contains(o.stderr, "left behind") { // no backup is proved here
-		t.Errorf("what is served is taken for a leftover:\
-%s", o.stderr)
+		t.Errorf("what is served is taken for a leftover:\n%s", o.stderr)
 	}
 	s.ok("stop")
 	v.ends(0)

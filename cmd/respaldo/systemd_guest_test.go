@@ -109,7 +109,7 @@ func (h *machine) afterReboot(t *testing.T) {
 	}
 	h.ok("check")
 	guest.Run(t, "udevadm", "settle")
-	for _, left := range []string{guest.Run(t, "lvs", "--noheadings", "-o", "name", "--select", "lv_tags=respaldo"), guest.Run(t, "dmsetup", "ls")} {
+	for _, left := range []string{guest.Run(t, "lvs", "--noheadings", "-o", "lv_name", "--select", "lv_tags=respaldo"), guest.Run(t, "dmsetup", "ls")} {
 		if strings.Contains(left, "respaldo") {
 			t.Errorf("snapshots are left:\n%s", left)
 		}
@@ -145,7 +145,7 @@ func curious(t *testing.T) func(lv string) error {
 	t.Helper()
 	const program, rule, log = "/run/look-at-device", "/run/udev/rules.d/99-look.rules", "/run/looked-at"
 	for path, text := range map[string]string{
-		program: "#!/bin/sh\nexec <\"$1\"\necho \"$2\" >>" + log + "\nexec sleep 3\n",
+		program: "#!/bin/sh\n{ echo \"$2\" >>" + log + "; sleep 3; } <\"$1\" || exit 0 # it is gone already\n",
 		rule:    `ACTION=="change", ENV{DM_LV_NAME}=="?*", RUN+="/usr/bin/systemd-run --no-block --quiet ` + program + ` $devnode $env{DM_LV_NAME}"` + "\n",
 	} {
 		if err := os.MkdirAll("/run/udev/rules.d", 0o755); err != nil {

@@ -96,7 +96,7 @@ func (s *steps) compare(where string, client ...string) {
 	// A client that is reached by ssh gets its words from a shell.
 	query := shopTables
 	if client[0] == "ssh" {
-		query = `"` + query + `"`
+		query = "'" + query + "'"
 	}
 	s.found[where] = map[string]string{}
 	for _, m := range checksum.FindAllStringSubmatch(s.do(append(client, "--table", "-e", query)...), -1) {
