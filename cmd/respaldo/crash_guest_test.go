@@ -5,6 +5,7 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -33,7 +34,7 @@ const (
 
 // step is a crash point of an operation, as RESPALDO_FAULT wants it: "mount.acquired#2".
 type step struct {
-	Operation string `json:"operation"` // "backup" or "restore"
+	Operation string `json:"operation"` // "backup", "restore", "serve" or "copy"
 	Point     string `json:"point"`
 	// Recorded tells that a backup has become visible before this step.
 	Recorded bool `json:"recorded,omitempty"`
@@ -77,9 +78,27 @@ func newCrash(t *testing.T, kind, server string) *crash {
 	c.holds(to, acked, begun)
 	c.removeTarget(to)
 	c.Steps = append(made, restored...)
+	if soak {
+		c.Steps = append(c.Steps, c.sides()...)
+	}
 	t.Logf("steps: %v", c.Steps)
 	return c
 }
+
+// sides learns the steps of what lives beside the others: serve, and a restore of a snapshot.
+func (c *crash) sides() []step {
+	c.t.Helper()
+	served := c.traced(serveArgs...)
+	copied := c.traced("restore", "now", "--to", c.target(0))
+	for i := range copied {
+		copied[i].Operation = "copy"
+	}
+	c.removeTarget(c.target(0))
+	return append(served, copied...)
+}
+
+// serveArgs end by themselves as soon as the server can be used.
+var serveArgs = []string{"serve", "now", "--ttl", "1ms"}
 
 func (c *crash) startLoad() {
 	c.load = guest.StartLoadEvery(c.whole, c.server, crashWriters, crashPace)
@@ -138,8 +157,13 @@ func (c *crash) removeTarget(dir string) {
 
 // args is the command line of a step's operation.
 func (c *crash) args(n int) []string {
-	if c.Steps[n].Operation == "restore" {
+	switch c.Steps[n].Operation {
+	case "restore":
 		return []string{"restore", c.Source, "--to", c.target(n)}
+	case "copy":
+		return []string{"restore", "now", "--to", c.target(n)}
+	case "serve":
+		return serveArgs
 	}
 	return []string{"backup"}
 }
@@ -149,16 +173,24 @@ func (c *crash) args(n int) []string {
 func (c *crash) repaired(n int) {
 	c.t.Helper()
 	s := c.Steps[n]
-	half := s.Operation == "restore" && repo.Incomplete(c.target(n))
+	restores := s.Operation == "restore" || s.Operation == "copy"
+	half := restores && repo.Incomplete(c.target(n))
 	swept := c.cleaned()
-	if s.Operation == "restore" {
+	if s.Operation == "serve" {
+		return
+	}
+	if restores {
 		if half && !slices.Equal(swept.Incomplete, []string{c.target(n)}) {
 			c.t.Errorf("cleanup names the incomplete restores %q, not %s", swept.Incomplete, c.target(n))
 		}
 		if half || isEmpty(c.target(n)) {
 			c.ok(c.args(n)...)
 		}
-		c.sameFiles(c.target(n))
+		if s.Operation == "restore" {
+			c.sameFiles(c.target(n))
+		} else if repo.Incomplete(c.target(n)) || isEmpty(c.target(n)) {
+			c.t.Errorf("%s is not complete after the second restore", c.target(n))
+		}
 		c.removeTarget(c.target(n))
 		return
 	}
@@ -190,12 +222,22 @@ func (c *crash) cleaned() backup.Swept {
 func (c *crash) nothingLeft() {
 	c.t.Helper()
 	c.Before.NothingLeft(c.t)
-	for _, dir := range []string{c.Dir + "/state/work/main", "/run/respaldo/work/main", "/run/respaldo/mounts/main"} {
-		if entries, _ := os.ReadDir(dir); len(entries) > 0 {
-			c.t.Errorf("left behind: %s in %s", entries[0].Name(), dir)
+	for _, dir := range []string{c.Dir + "/state/work/", "/run/respaldo/work/", "/run/respaldo/mounts/", "/run/respaldo/served/"} {
+		found, _ := filepath.Glob(dir + "main*/*")
+		sides, _ := filepath.Glob(dir + "main.*")
+		if found = append(found, sides...); len(found) > 0 {
+			c.t.Errorf("left behind: %s", found[0])
 		}
 	}
 	noted, err := ledger.Peek(c.Dir+"/state", "main")
+	sides, sidesErr := ledger.Sides("main", c.Dir+"/state", "/run/respaldo")
+	for _, side := range sides {
+		more, peekErr := ledger.Peek(c.Dir+"/state", side)
+		if noted, sidesErr = append(noted, more...), errors.Join(sidesErr, peekErr); len(more) == 0 {
+			c.t.Errorf("left behind: a file of %s", side)
+		}
+	}
+	err = errors.Join(err, sidesErr)
 	// A half-written target is the user's to finish or delete; until then it is noted, so
 	// that every run says so.
 	noted = slices.DeleteFunc(noted, func(e ledger.Entry) bool { return e.Kind == "target" && repo.Incomplete(e.Attrs["path"]) })

@@ -12,7 +12,6 @@ import (
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/backup"
-	runner "github.com/respaldo-backup/respaldo/internal/run"
 )
 
 // shortID is enough of an ID to type.
@@ -70,16 +69,11 @@ respaldo snapshot list; that one's storage fills up is said here as well.`,
 // asked, what snapshots' storage fills up. Who may not look there is told nothing.
 func (a *app) served(ctx context.Context, warn bool) (served []backup.Served, warnings []string, err error) {
 	served = []backup.Served{}
-	c, err := a.config()
+	sites, err := a.onlookers()
 	if err != nil {
 		return served, nil, err
 	}
-	for _, name := range c.Names() {
-		if a.flags.server != "" && a.flags.server != name {
-			continue
-		}
-		s := backup.Site{Server: name, StateDir: c.StateDir, RunDir: c.RunDir, LVMConfig: c.LVMConfig, Run: runner.Local{Log: a.log}, Log: a.log,
-			PoolData: c.Thresholds.PoolData, PoolMetadata: c.Thresholds.PoolMetadata}
+	for _, s := range sites {
 		more, err := s.Served()
 		if err != nil && !errors.Is(err, fs.ErrPermission) {
 			return served, nil, err
@@ -90,7 +84,7 @@ func (a *app) served(ctx context.Context, warn bool) (served []backup.Served, wa
 		}
 		snapshots, err := s.Snapshots(ctx)
 		if err != nil {
-			a.log.Debug("cannot look at the snapshots", "server", name, "err", err)
+			a.log.Debug("cannot look at the snapshots", "server", s.Server, "err", err)
 		}
 		warnings = append(warnings, backup.Warnings(snapshots)...)
 	}

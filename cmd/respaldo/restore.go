@@ -15,10 +15,10 @@ func newRestoreCmd(a *app) *cobra.Command {
 	var request backup.RestoreRequest
 	var places []string
 	cmd := &cobra.Command{
-		Use:     "restore BACKUP --to DIR",
+		Use:     "restore IMAGE --to DIR",
 		GroupID: groupRestore,
-		Short:   "Write a backup into a directory",
-		Long: `Writes a backup's data directory to DIR, with owners and modes as they were, and what
+		Short:   "Write a backup or a snapshot into a directory",
+		Long: `Writes an image's data directory to DIR, with owners and modes as they were, and what
 lay outside of it (redo logs, binlogs, option files…) below DIR.more, or wherever --place
 says. Everything is on disk when the command ends.
 
@@ -26,11 +26,13 @@ DIR must be empty; --force replaces what is in it, all of it. A directory in whi
 running program has a file open is refused in any case. While a restore is incomplete,
 DIR holds a file .respaldo-incomplete; the same command again starts over.
 
-BACKUP is an ID, the beginning of one, or "latest".`,
+IMAGE is a backup (an ID, the beginning of one, or "latest"), the name of a kept snapshot, or
+"now" (a snapshot taken on the spot). A snapshot is copied as it is, with no repository.`,
 		Example: `  respaldo restore latest --to /srv/restored
   systemctl stop mariadb && respaldo restore latest --to /var/lib/mysql --force
-  respaldo restore k3f9a2 --to /srv/db/data --place binlog=/srv/db/binlog`,
-		Args: exactArgs("BACKUP"),
+  respaldo restore k3f9a2 --to /srv/db/data --place binlog=/srv/db/binlog
+  respaldo restore respaldo-main-20261123T030000-9f3a01 --to /srv/as-it-was`,
+		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if request.To == "" {
 				return usageError("where to? --to is missing", "give an empty directory: respaldo restore "+args[0]+" --to DIR")
@@ -63,7 +65,7 @@ BACKUP is an ID, the beginning of one, or "latest".`,
 
 func showRestored(p *page, done backup.Restored) {
 	f := newFields()
-	f.field("backup", done.Backup.ID)
+	f.field("image", done.Image)
 	f.field("as of", fmt.Sprintf("%s at %s", formatTime(done.Backup.Manifest.Taken), done.Backup.Manifest.Quiesced.Coordinates))
 	f.field("restored", fmt.Sprintf("%d files, %s in %s", done.Files, backup.FormatBytes(done.Bytes), backup.FormatSeconds(done.Seconds)))
 	for _, name := range slices.Sorted(maps.Keys(done.Targets)) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/respaldo-backup/respaldo/internal/backup"
 	"github.com/respaldo-backup/respaldo/internal/config"
+	runner "github.com/respaldo-backup/respaldo/internal/run"
 )
 
 func newServeCmd(a *app) *cobra.Command {
@@ -131,11 +133,7 @@ NAME is not needed where there is one; respaldo list shows the names.`,
 			if all && name != "" {
 				return usageError("--all and "+name+" contradict each other", "give one of them")
 			}
-			site, err := a.site()
-			if err != nil {
-				return err
-			}
-			stopped, err := site.StopServed(cmd.Context(), name, all)
+			stopped, err := a.stop(cmd.Context(), name, all)
 			if err != nil {
 				return err
 			}
@@ -148,4 +146,47 @@ NAME is not needed where there is one; respaldo list shows the names.`,
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "end all of this server's")
 	return cmd
+}
+
+// stop ends what ChooseServed picks, whichever server's it is.
+func (a *app) stop(ctx context.Context, name string, all bool) ([]backup.Served, error) {
+	sites, err := a.onlookers()
+	if err != nil {
+		return nil, err
+	}
+	list := []backup.Served{}
+	of := map[string]*backup.Site{}
+	for _, s := range sites {
+		served, err := s.Served()
+		if err != nil {
+			return nil, err
+		}
+		list, of[s.Server] = append(list, served...), s
+	}
+	chosen, err := backup.ChooseServed(list, name, all)
+	for _, served := range chosen {
+		if err == nil {
+			err = of[served.Server].StopServed(ctx, served)
+		}
+	}
+	return chosen, err
+}
+
+// onlookers are the server that --server names, or all, for who only looks at what there is
+// on this machine.
+func (a *app) onlookers() ([]*backup.Site, error) {
+	c, err := a.config()
+	if err != nil {
+		return nil, err
+	}
+	names := c.Names()
+	if a.flags.server != "" {
+		names = []string{a.flags.server}
+	}
+	var sites []*backup.Site
+	for _, name := range names {
+		sites = append(sites, &backup.Site{Server: name, StateDir: c.StateDir, RunDir: c.RunDir, LVMConfig: c.LVMConfig,
+			PoolData: c.Thresholds.PoolData, PoolMetadata: c.Thresholds.PoolMetadata, Run: runner.Local{Log: a.log}, Log: a.log})
+	}
+	return sites, nil
 }

@@ -11,28 +11,66 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	driver "github.com/go-sql-driver/mysql"
 
+	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/backup"
+	"github.com/respaldo-backup/respaldo/internal/mysql"
 	"github.com/respaldo-backup/respaldo/lab/guest"
+	"github.com/respaldo-backup/respaldo/lab/servers"
 )
 
 // A private server on every kind of image, as a user has it: it shows what was, lets people
-// in as the origin did, is in nobody's way, and leaves nothing.
+// in as the origin did, is in nobody's way, and leaves nothing, however it ends.
 func TestServe(t *testing.T) {
-	for _, c := range []struct{ volume, server string }{
-		{"thin-ext4", "mariadb-10.11"},
-	} {
+	type stands []struct {
+		volume, server string
+		turns          func(*stand, *testing.T)
+	}
+	list := stands{
+		{"thin-ext4", "mariadb-10.11", (*stand).servesNow},
+		{"thick-ext4", "mysql-5.6", (*stand).servesKept},
+		{"btrfs", "mariadb-11.8", (*stand).servesBackup},
+	}
+	if soak {
+		list = nil
+		for _, server := range servers.Names {
+			list = append(list, stands{{"thin-xfs", server, (*stand).servesNow}, {"thick-xfs", server, (*stand).servesKept},
+				{"btrfs", server, (*stand).servesBackup}}...)
+		}
+	}
+	for _, c := range list {
 		t.Run(c.volume+" "+c.server, func(t *testing.T) {
 			s := newStand(t, c.volume, c.server, standOptions{})
-			s.server.Exec(t, "CREATE USER ana@localhost IDENTIFIED BY 'her own'", "GRANT SELECT, INSERT ON shop.* TO ana@localhost",
-				"CREATE USER ana@'127.0.0.1' IDENTIFIED BY 'her own'", "GRANT SELECT, INSERT ON shop.* TO ana@'127.0.0.1'")
+			for _, host := range []string{"localhost", "127.0.0.1"} {
+				s.server.Exec(t, fmt.Sprintf("CREATE USER ana@'%s' IDENTIFIED BY 'her own'", host), fmt.Sprintf("GRANT SELECT, INSERT ON shop.* TO ana@'%s'", host))
+			}
 			s.before = guest.Look(t)
-			s.servesNow(t)
-			s.before.NothingLeft(t)
+			c.turns(s, t)
+			s.nothingServed(t)
 		})
+	}
+}
+
+// later is what happens at the origin after the image was taken.
+func (s *stand) later(t *testing.T) {
+	s.server.Exec(t, "INSERT INTO shop.customers SELECT id + 1000, 'came later' FROM shop.customers WHERE id < 10")
+}
+
+// nothingServed looks for what a server might have left.
+func (s *stand) nothingServed(t *testing.T, keep ...string) {
+	t.Helper()
+	s.before.NothingLeft(t, keep...)
+	for _, dir := range []string{s.dir + "/state", s.dir + "/state/work", "/run/respaldo", "/run/respaldo/work", "/run/respaldo/mounts", "/run/respaldo/served"} {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			if strings.Contains(e.Name(), ".serve-") || strings.Contains(e.Name(), ".restore-") {
+				t.Errorf("left behind: %s/%s", dir, e.Name())
+			}
+		}
 	}
 }
 
@@ -106,32 +144,168 @@ func (v *serving) ends(code int) {
 	}
 }
 
-func (s *stand) servesNow(t *testing.T) {
-	v := s.serve("now")
-	s.server.Exec(t, "INSERT INTO shop.customers VALUES (1000, 'came later')")
+// shows asserts what a user sees, and that nobody can write.
+func (v *serving) shows(customers int) {
+	t := v.s.t
+	t.Helper()
 	tcp := v.open("ana", "her own", fmt.Sprintf("%s:%d", v.Bind, v.Port))
-	if n := v.customers(tcp); n != 200 {
-		t.Errorf("%d customers are served, not the 200 of then", n)
+	if n := v.customers(tcp); n != customers {
+		t.Errorf("%d customers are served, not the %d of then", n, customers)
 	}
-	if n := v.customers(v.open("ana", "her own", "")); n != 200 {
+	if n := v.customers(v.open("ana", "her own", "")); n != customers {
 		t.Errorf("%d customers over the socket", n)
 	}
 	if err := v.open("ana", "wrong", "").Ping(); err == nil {
 		t.Error("a wrong password does")
 	}
-	if _, err := tcp.Exec("INSERT INTO shop.customers VALUES (1, 'x')"); err == nil || !strings.Contains(err.Error(), "read-only") {
-		t.Errorf("a write into what is read-only: %v", err)
+	_, err := tcp.Exec("INSERT INTO shop.customers VALUES (9999, 'x')")
+	if v.Writable != (err == nil) || err != nil && !strings.Contains(err.Error(), "read-only") {
+		t.Errorf("writing: %v", err)
 	}
+	if _, err := v.root().Exec("CREATE DATABASE roots"); v.Writable && err != nil {
+		t.Errorf("root may not do everything: %v", err)
+	}
+}
+
+// root connects with the option file that only root can read.
+func (v *serving) root() *sql.DB {
+	t := v.s.t
+	t.Helper()
 	info, err := os.Stat(v.Login)
-	if err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("root's option file: %v, %v", info, err)
+	if err != nil || info.Mode().Perm() != 0o600 || info.Sys().(*syscall.Stat_t).Uid != 0 {
+		t.Fatalf("root's option file: %v, %v", info, err)
 	}
-	made := s.backup("--prove", "none") // meanwhile
-	if made.Backup.ID == "" || v.customers(tcp) != 200 {
-		t.Errorf("a backup while it is served: %+v", made)
+	login := map[string]string{}
+	for _, line := range strings.Split(v.s.read(v.Login), "\n") {
+		if name, value, ok := strings.Cut(line, "="); ok {
+			login[name] = value
+		}
 	}
+	return v.open(login["user"], login["password"], "")
+}
+
+// On thin LVM: a snapshot taken on the spot, and every way in which it can end.
+func (s *stand) servesNow(t *testing.T) {
+	link := s.dir + "/served.sock"
+	v := s.serve("now", "--socket", link, "--ttl", "1h")
+	s.later(t)
+	v.shows(200)
+	if v.Socket != link || v.Until.Sub(v.Since).Hours() != 1 {
+		t.Errorf("served as %+v", v.Served)
+	}
+	s.fails(int(respaldo.Refused), "serve", "now", "--port", fmt.Sprint(v.Port)) // taken
+	if made := s.backup("--prove", "none"); made.Backup.ID == "" {
+		t.Errorf("a backup meanwhile: %+v", made)
+	}
+	v.shows(200)
+	var list []backup.Served
+	if s.into(&list, "list", "--served"); len(list) != 1 || list[0].Name != v.Name || list[0].Port != v.Port {
+		t.Errorf("listed: %+v", list)
+	}
+	t.Log(s.ok("list", "--served").stdout)
 	s.ok("stop")
 	v.ends(0)
+	s.fails(int(respaldo.NotFound), "stop")
+	if _, err := os.Lstat(link); !os.IsNotExist(err) {
+		t.Errorf("the link to its socket: %v", err)
+	}
+	s.nothingServed(t)
+
+	// In the background, and into a kept snapshot that stays as it is.
+	kept := s.take().Snapshot.Name
+	var d backup.Served
+	s.into(&d, "serve", kept, "--detach", "--read-only=false")
+	v = &serving{Served: d, s: s}
+	v.shows(210)
+	if o := s.fails(int(respaldo.Busy), "snapshot", "remove", kept); !strings.Contains(o.stderr, "respaldo stop "+d.Name) {
+		t.Errorf("it does not say who uses it:\n%s", o.stderr)
+	}
+	if o := s.ok("snapshot", "list"); !strings.Contains(o.stdout, d.Name) {
+		t.Errorf("listed without its user:\n%s", o.stdout)
+	}
+	s.ok("stop", d.Name)
+	s.nothingServed(t, kept, strings.ReplaceAll(kept, "-", "--"))
+
+	// Killed: the next operation cleans up.
+	v = s.serve(kept)
+	v.shows(210) // not what was written into it
+	v.cmd.Process.Kill()
+	if o := s.ok("cleanup"); !strings.Contains(o.stdout, "removed mount") || !strings.Contains(o.stdout, "removed snapshot") {
+		t.Errorf("cleaned up:\n%s%s", o.stdout, o.stderr)
+	}
+	s.nothingServed(t, kept, strings.ReplaceAll(kept, "-", "--"))
+	config := s.other("keep.toml", s.read(s.config)+"\n[keep_snapshots]\nlast = 1\n")
+	newer := s.take("--config", config).Snapshot.Name
+	if list := s.snapshots(); len(list) != 1 || list[0].Snapshot.Name != newer {
+		t.Errorf("one snapshot was to be kept: %+v", list)
+	}
+	s.ok("snapshot", "remove", newer)
+}
+
+// On thick LVM: a kept snapshot, which must not be changed; and one that overflows.
+func (s *stand) servesKept(t *testing.T) {
+	kept := s.take("--snapshot-size", "64MiB").Snapshot.Name
+	s.later(t)
+	copied := s.restored(kept)
+	var n int
+	if err := copied.DB.QueryRow("SELECT COUNT(*) FROM shop.customers").Scan(&n); err != nil || n != 200 {
+		t.Errorf("the snapshot was restored with %d customers, %v", n, err)
+	}
+	if err := copied.Kill(); err != nil {
+		t.Error(err)
+	}
+	o := s.ok("serve", kept, "--ttl", "1s")
+	t.Log(o.stdout, o.stderr)
+	if !strings.Contains(o.stderr, "time has passed") || !strings.Contains(o.stdout, "copied") && !strings.Contains(o.stderr, "copied") {
+		t.Errorf("it does not say what it did, and why it ended:\n%s%s", o.stdout, o.stderr)
+	}
+	s.ok("snapshot", "remove", kept)
+	s.nothingServed(t)
+
+	guest.Run(t, "lvcreate", "--yes", "--size", "48m", "--name", "room", s.volume.Group)
+	guest.Run(t, "lvcreate", "--yes", "--extents", "100%FREE", "--name", "filler", s.volume.Group)
+	guest.Run(t, "lvremove", "--yes", s.volume.Group+"/room")
+	defer guest.Run(t, "lvremove", "--yes", s.volume.Group+"/filler")
+	before := s.before
+	s.before = guest.Look(t)
+	defer func() { s.before = before }()
+	small := s.other("small.toml", s.read(s.config)+"\nsnapshot_size = \"32MiB\"\n")
+	v := s.serve("now", "--config", small)
+	v.shows(210)
+	stop := s.overwrite(t, 96<<20)
+	defer stop()
+	v.ends(int(respaldo.SnapshotLost))
+	if !strings.Contains(v.stderr.String(), "snapshot") {
+		t.Errorf("it does not say why it ended:\n%s", v.stderr)
+	}
+	s.nothingServed(t)
+}
+
+// On Btrfs: a backup, whose server crashes; then a snapshot.
+func (s *stand) servesBackup(t *testing.T) {
+	id := s.backup("--prove", "none").Backup.ID
+	s.later(t)
+	v := s.serve(id[:12])
+	v.shows(200)
+	instances, err := mysql.FindInstances("main." + v.Name)
+	if err != nil || len(instances) != 1 {
+		t.Fatalf("its servers: %+v, %v", instances, err)
+	}
+	if err := instances[0].Kill(); err != nil {
+		t.Fatal(err)
+	}
+	v.ends(int(respaldo.Failed))
+	if !strings.Contains(v.stderr.String(), "ended by itself") || !strings.Contains(v.stderr.String(), "/state/failed/") {
+		t.Errorf("it does not say why it ended, and where its log is:\n%s", v.stderr)
+	}
+	s.nothingServed(t)
+
+	kept := s.take().Snapshot.Name
+	v = s.serve(kept)
+	v.shows(210)
+	v.cmd.Process.Signal(os.Interrupt)
+	v.ends(0)
+	s.ok("snapshot", "remove", kept)
 }
 
 // lockedBuffer is read while a program writes into it.

@@ -134,7 +134,7 @@ func (op *operation) save(ctx context.Context, f *frozen, m *respaldo.Manifest, 
 		return nil, err
 	}
 	op.Report.Step("opened", string(f.volume.Kind)+" snapshot, read-only")
-	tree := f.tree(root, m)
+	tree := treeOf(m, f.dirs(root))
 	ledger.Point("backup.save")
 	saved, err := r.Save(ctx, op.Server, tree, op.midway("backup.saving"))
 	ledger.Point("backup.saved")

@@ -237,11 +237,10 @@ func (f *frozen) dirs(root string) map[string]string {
 	return found
 }
 
-// tree is what the repository stores: each place under its stored name. A place of which
-// there is no copy loses that name in the manifest.
-func (f *frozen) tree(root string, m *respaldo.Manifest) repo.Tree {
+// treeOf is what is stored or restored of an image: each place under its stored name. A
+// place of which there is no copy loses that name in the manifest.
+func treeOf(m *respaldo.Manifest, dirs map[string]string) repo.Tree {
 	var tree repo.Tree
-	dirs := f.dirs(root)
 	added := map[string]bool{}
 	for i, p := range m.Layout.Places {
 		if p.Stored == "" || added[p.Stored] { // one directory may have several roles

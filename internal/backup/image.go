@@ -2,11 +2,9 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
-	"strconv"
-	"strings"
+	"time"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
@@ -39,6 +37,20 @@ type openedImage struct {
 
 	Backup   *respaldo.Backup   // where it is one
 	Snapshot *respaldo.Snapshot // where it is one
+	lies     volume.Snapshot    // what the files lie on, if they do
+}
+
+// Valid is nil as long as what was read of the image is what the origin was. Ask after the
+// last byte: the files of a snapshot that has overflowed may still be answered from a cache.
+func (img openedImage) Valid(ctx context.Context) error {
+	if img.lies == nil {
+		return nil
+	}
+	fill, err := img.lies.Fill(ctx)
+	if err == nil && !fill.Valid {
+		err = &respaldo.Error{Kind: respaldo.SnapshotLost, What: "snapshot " + img.lies.Describe().Name + " has overflowed or is gone; what was read from it is worthless"}
+	}
+	return err
 }
 
 // withImage opens an image for the length of a call. While its files lie on a snapshot, the
@@ -79,7 +91,7 @@ func (op *operation) withNow(ctx context.Context, writable bool, use func(contex
 		}
 		d := f.snapshot.Describe()
 		op.Report.Step("opened", openedText(f.volume.Kind, writable))
-		return use(ctx, openedImage{Manifest: m, Dirs: f.dirs(root), Name: imageNow, What: "a snapshot taken now, " + d.Name, Snapshot: &d})
+		return use(ctx, openedImage{Manifest: m, Dirs: f.dirs(root), Name: imageNow, What: "a snapshot taken now, " + d.Name, Snapshot: &d, lies: view})
 	})
 }
 
@@ -110,7 +122,8 @@ func (op *operation) freezeNow(ctx context.Context) (*frozen, respaldo.Manifest,
 func (op *operation) withKept(ctx context.Context, name string, writable bool, use func(context.Context, openedImage) error) error {
 	// Noted first: whoever would remove the snapshot looks for this.
 	attrs := map[string]string{"name": name}
-	if _, err := op.ledger.Acquire(ctx, kindUse, attrs, func(*ledger.Held) error { return nil }, func(context.Context) error { return nil }); err != nil {
+	used, err := op.ledger.Acquire(ctx, kindUse, attrs, func(*ledger.Held) error { return nil }, func(context.Context) error { return nil })
+	if err != nil {
 		return err
 	}
 	f, m, err := op.thaw(ctx, name)
@@ -135,7 +148,7 @@ func (op *operation) withKept(ctx context.Context, name string, writable bool, u
 		if err := op.gather(ctx, f); err != nil {
 			return err
 		}
-		img.Dirs = f.dirs(root)
+		img.Dirs, img.lies = f.dirs(root), view
 		return use(ctx, img)
 	}
 	if !writable || clones {
@@ -145,11 +158,13 @@ func (op *operation) withKept(ctx context.Context, name string, writable bool, u
 		if err := op.gather(ctx, f); err != nil {
 			return err
 		}
-		img.Dirs, err = op.workingCopy(ctx, f, root)
-		return err
+		return op.workingCopy(ctx, f, root, &img)
 	})
 	if err == nil {
 		err = mounted.Release(ctx)
+	}
+	if err == nil {
+		err = used.Release(ctx) // the copy is all that is needed
 	}
 	if err != nil {
 		return err
@@ -193,63 +208,23 @@ func (op *operation) thaw(ctx context.Context, name string) (*frozen, respaldo.M
 
 // workingCopy copies what a thick snapshot holds into a working folder: there is no
 // snapshot of it, and it must not be changed.
-func (op *operation) workingCopy(ctx context.Context, f *frozen, root string) (map[string]string, error) {
-	dirs := f.dirs(root)
-	to, err := op.scratch(ctx, op.workDir(), "copied")
+func (op *operation) workingCopy(ctx context.Context, f *frozen, root string, img *openedImage) error {
+	dir, err := op.scratch(ctx, op.workDir(), "copied")
 	if err != nil {
-		return nil, err
-	}
-	var from []Cover
-	var bytes int64
-	for _, c := range f.covers {
-		if c.From != FromSnapshot {
-			continue
-		}
-		if c.Place.Inside && within(dirs[c.Place.Real], dirs[f.covers[0].Place.Real]) {
-			continue // the data directory is copied once
-		}
-		size, err := sizeOf(dirs[c.Place.Real])
-		if err != nil {
-			return nil, err
-		}
-		bytes += size
-		from = append(from, c)
-	}
-	if err := refuseSmall(to, bytes); err != nil {
-		return nil, err
-	}
-	moved := map[string]string{}
-	progress := newCopying(op.midway("image.copying"), bytes)
-	for i, c := range from {
-		moved[dirs[c.Place.Real]] = filepath.Join(to, strconv.Itoa(i))
-		if err := progress.tree(ctx, dirs[c.Place.Real], moved[dirs[c.Place.Real]]); err != nil {
-			return nil, contextCause(ctx, err)
-		}
-	}
-	for real, at := range dirs {
-		for was, is := range moved {
-			if at == was || strings.HasPrefix(at, was+"/") {
-				dirs[real] = is + strings.TrimPrefix(at, was)
-			}
-		}
-	}
-	op.Report.Step("copied", fmt.Sprintf("%s into %s: a snapshot on thick LVM has no snapshots of its own", FormatBytes(bytes), to))
-	return dirs, nil
-}
-
-// sizeOf is what the regular files below a path hold.
-func sizeOf(path string) (sum int64, err error) {
-	err = filepath.WalkDir(path, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		info, err := d.Info()
-		if err == nil {
-			sum += info.Size()
-		}
 		return err
-	})
-	return sum, err
+	}
+	tree := treeOf(&img.Manifest, f.dirs(root))
+	targets, err := targets(img.Manifest, RestoreRequest{To: dir + "/data"})
+	if err != nil {
+		return err
+	}
+	copied, err := repo.Copy(ctx, tree, img.What, targets, repo.RestoreOptions{}, op.midway("image.copying"))
+	if err != nil {
+		return contextCause(ctx, err)
+	}
+	img.Dirs = restoredDirs(img.Manifest.Layout, targets)
+	op.Report.Step("copied", fmt.Sprintf("%s into %s: a snapshot on thick LVM has no snapshots of its own", FormatBytes(copied.Bytes), dir))
+	return nil
 }
 
 // withBackup restores a backup into a working folder. A server straight from the
@@ -298,9 +273,13 @@ func (op *operation) restoreImage(ctx context.Context, r *repo.Repo, b respaldo.
 // watched runs do while the fill of a snapshot is watched. One that is kept is not Watch's
 // to remove.
 func (op *operation) watched(ctx context.Context, f *frozen, s volume.Snapshot, kept bool, do func(context.Context) error) error {
-	watching, stillValid := volume.Watch(ctx, s, op.watchOptions(f.volume.Kind, kept))
+	options := op.watchOptions(f.volume.Kind, kept)
+	if f.volume.Kind == respaldo.Btrfs {
+		options.Every = 5 * time.Second // each look is a mount, which others may listen to for hours
+	}
+	watching, stillValid := volume.Watch(ctx, s, options)
 	err := do(watching)
-	if lost := stillValid(); lost != nil {
+	if lost := stillValid(); lost != nil && !errors.Is(err, lost) {
 		return joinErrors(lost, err) // why the rest failed, if it did
 	}
 	return err

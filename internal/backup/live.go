@@ -74,27 +74,6 @@ func larger(path string, limit int64) bool {
 
 // copyTree copies regular files, directories and links with their modes and owners.
 func copyTree(ctx context.Context, from, to string) error {
-	return newCopying(func(respaldo.Progress) {}, 0).tree(ctx, from, to)
-}
-
-// copying tells how far a copy is.
-type copying struct {
-	report func(respaldo.Progress)
-	at     respaldo.Progress
-}
-
-func newCopying(report func(respaldo.Progress), total int64) *copying {
-	return &copying{report: report, at: respaldo.Progress{Phase: "copy", Total: total}}
-}
-
-// Write counts what passes by.
-func (c *copying) Write(p []byte) (int, error) {
-	c.at.Done += int64(len(p))
-	c.report(c.at)
-	return len(p), nil
-}
-
-func (c *copying) tree(ctx context.Context, from, to string) error {
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err == nil {
 			err = context.Cause(ctx)
@@ -123,7 +102,7 @@ func (c *copying) tree(ctx context.Context, from, to string) error {
 			}
 			return os.Symlink(link, target)
 		case 0:
-			if err := c.file(ctx, path, target); err != nil {
+			if err := copyFile(path, target); err != nil {
 				return err
 			}
 		default:
@@ -137,7 +116,7 @@ func (c *copying) tree(ctx context.Context, from, to string) error {
 	})
 }
 
-func (c *copying) file(ctx context.Context, from, to string) error {
+func copyFile(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
 		return err
@@ -147,23 +126,9 @@ func (c *copying) file(ctx context.Context, from, to string) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.CopyBuffer(io.MultiWriter(out, c), &untilDone{ctx, in}, make([]byte, 256<<10))
-	c.at.Files++
+	_, err = io.Copy(out, in)
 	if closeErr := out.Close(); err == nil {
 		err = closeErr
 	}
 	return err
-}
-
-// untilDone ends a long read with its context.
-type untilDone struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (u *untilDone) Read(p []byte) (int, error) {
-	if err := context.Cause(u.ctx); err != nil {
-		return 0, err
-	}
-	return u.r.Read(p)
 }

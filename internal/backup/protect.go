@@ -6,16 +6,15 @@ import (
 	"path/filepath"
 
 	"github.com/respaldo-backup/respaldo"
-	"github.com/respaldo-backup/respaldo/internal/repo"
 )
 
 // refuseOurs refuses a target that would take respaldo's own files with it: to replace what
 // a directory holds is to remove it first, and in it may lie the very repository that the
 // backup is read from.
-func (s *Site) refuseOurs(target string, r *repo.Repo) error {
+func (s *Site) refuseOurs(target, folder, cache string) error {
 	for _, ours := range []struct{ what, dir string }{
-		{"the repository", r.Folder()},
-		{"the repository's cache", r.CacheDir()},
+		{"the repository", folder},
+		{"the repository's cache", cache},
 		{"the state directory", s.StateDir},
 		{"the runtime directory", s.RunDir},
 	} {

@@ -59,12 +59,12 @@ func TestRestoreSparesItsOwnFiles(t *testing.T) {
 		"the runtime directory":            s.RunDir,
 		"around the cache":                 filepath.Dir(r.CacheDir()),
 	} {
-		if err := s.refuseOurs(to, r); respaldo.KindOf(err) != respaldo.Refused {
+		if err := s.refuseOurs(to, r.Folder(), r.CacheDir()); respaldo.KindOf(err) != respaldo.Refused {
 			t.Errorf("%s (%s): %v", name, to, err)
 		}
 	}
 	for _, to := range []string{filepath.Join(top, "srv", "mysql"), filepath.Join(link, "backup.new"), root + "/data"} {
-		if err := s.refuseOurs(to, r); err != nil {
+		if err := s.refuseOurs(to, r.Folder(), r.CacheDir()); err != nil {
 			t.Errorf("%s: %v", to, err)
 		}
 	}
@@ -86,7 +86,8 @@ func TestServerThatComesBackIsSpared(t *testing.T) {
 	}
 	done := Restored{Backup: b, Targets: map[string]string{dataName: to}}
 	holdOpen(t, to+"/ibdata1")
-	if err := op.restoreInto(t.Context(), r, true, &done); respaldo.KindOf(err) != respaldo.Refused {
+	restore := func(o repo.RestoreOptions) error { return r.Restore(t.Context(), b, done.Targets, o, nil) }
+	if err := op.restoreInto(t.Context(), true, &done, restore); respaldo.KindOf(err) != respaldo.Refused {
 		t.Errorf("into a directory in use: %v", err)
 	}
 	if _, err := os.Stat(to + "/shop/t.ibd"); err != nil || repo.Incomplete(to) {

@@ -2,7 +2,9 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -12,11 +14,12 @@ import (
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/repo"
+	"github.com/respaldo-backup/respaldo/internal/volume"
 )
 
 // RestoreRequest says what goes where.
 type RestoreRequest struct {
-	ID string // a backup's ID, a prefix of it, or "latest"
+	ID string // a backup's ID, a prefix of it, "latest", a kept snapshot's name, or "now"
 	// Of is the server whose backups are looked among; "" is every server's, for a machine
 	// that is to replace another.
 	Of string
@@ -29,7 +32,8 @@ type RestoreRequest struct {
 
 // Restored is what a restore wrote, and how to start a server on it.
 type Restored struct {
-	Backup  respaldo.Backup   `json:"backup"`
+	Image   string            `json:"image"`   // the backup's ID, the snapshot's name, or "now"
+	Backup  respaldo.Backup   `json:"backup"`  // without an ID where the image is a snapshot
 	Targets map[string]string `json:"targets"` // stored name → directory
 	Bytes   int64             `json:"bytes"`
 	Files   int               `json:"files"`
@@ -40,14 +44,18 @@ type Restored struct {
 	Warnings []string `json:"warnings,omitempty"`
 }
 
-// Restore writes a backup into a directory, on disk when it returns. Until it is complete
-// the directory carries a marker that says so, and a restore into it can be repeated.
+// Restore writes an image into a directory, on disk when it returns. Until it is complete
+// the directory carries a marker that says so, and a restore into it can be repeated. A
+// kept snapshot, or one taken on the spot, is copied with no repository between.
 func (s *Site) Restore(ctx context.Context, request RestoreRequest) (done Restored, err error) {
-	op, err := s.begin(ctx, "restore")
+	op, err := s.beginSide(ctx, "restore")
 	if err != nil {
 		return done, err
 	}
 	defer op.close(ctx, &err)
+	if request.ID == imageNow || volume.IsName(request.ID) {
+		return done, op.restoreSnapshot(ctx, request, &done)
+	}
 	repository, err := s.Repository(ctx)
 	if err != nil {
 		return done, err
@@ -57,34 +65,81 @@ func (s *Site) Restore(ctx context.Context, request RestoreRequest) (done Restor
 	if done.Backup, err = repository.Find(ctx, request.Of, request.ID); err != nil {
 		return done, err
 	}
-	if done.Targets, err = targets(done.Backup.Manifest, request); err != nil {
+	done.Image = done.Backup.ID
+	if err := op.chooseTargets(request, repository.Folder(), repository.CacheDir(), &done); err != nil {
 		return done, err
 	}
-	for _, dir := range slices.Sorted(maps.Values(done.Targets)) {
-		if err := s.refuseOurs(dir, repository); err != nil {
-			return done, err
-		}
-		if err := refuseInUse(dir); err != nil {
-			return done, err
-		}
-	}
-	return done, op.restoreInto(ctx, repository, request.Force, &done)
+	return done, op.restoreInto(ctx, request.Force, &done, func(o repo.RestoreOptions) error {
+		return repository.Restore(ctx, done.Backup, done.Targets, o, op.midway("restore.writing"))
+	})
 }
 
-func (op *operation) restoreInto(ctx context.Context, r *repo.Repo, force bool, done *Restored) error {
+// restoreSnapshot copies an image that lies on a snapshot.
+func (op *operation) restoreSnapshot(ctx context.Context, request RestoreRequest, done *Restored) error {
+	if request.ID != imageNow { // before anything is mounted
+		kept, err := op.loadKept(request.ID)
+		if err == nil {
+			done.Backup.Manifest = kept.Manifest
+			err = op.chooseTargets(request, op.Folder, op.CacheDir, done)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return op.withImage(ctx, imageRequest{Ref: request.ID}, func(ctx context.Context, img openedImage) error {
+		tree := treeOf(&img.Manifest, img.Dirs)
+		done.Image, done.Backup = img.Name, respaldo.Backup{Manifest: img.Manifest, Start: img.Manifest.Taken}
+		if err := op.chooseTargets(request, op.Folder, op.CacheDir, done); err != nil {
+			return err
+		}
+		return op.restoreInto(ctx, request.Force, done, func(o repo.RestoreOptions) error {
+			moved := o.Finish
+			o.Finish = func() error { // while the mark is still there
+				if err := img.Valid(ctx); err != nil {
+					return err
+				}
+				return moved()
+			}
+			copied, err := repo.Copy(ctx, tree, img.What, done.Targets, o, op.midway("restore.writing"))
+			if err == nil {
+				done.Backup.Bytes, done.Backup.Files = copied.Bytes, copied.Files
+			}
+			return err
+		})
+	})
+}
+
+// chooseTargets decides what goes where, and refuses what would harm.
+func (op *operation) chooseTargets(request RestoreRequest, folder, cache string, done *Restored) (err error) {
+	if done.Targets, err = targets(done.Backup.Manifest, request); err != nil {
+		return err
+	}
+	for _, dir := range slices.Sorted(maps.Values(done.Targets)) {
+		if err := op.refuseOurs(dir, folder, cache); err != nil {
+			return err
+		}
+		if err := refuseInUse(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// restoreInto has the image written and makes it fit for where it lies then.
+func (op *operation) restoreInto(ctx context.Context, force bool, done *Restored, write func(repo.RestoreOptions) error) error {
 	held, err := op.ledger.Intend(kindTarget, map[string]string{"path": done.Targets[dataName]})
 	if err != nil {
 		return err
 	}
 	start := time.Now()
 	ledger.Point("restore.write")
-	err = r.Restore(ctx, done.Backup, done.Targets, repo.RestoreOptions{
+	err = write(repo.RestoreOptions{
 		Force: force,
 		Begin: refuseInUse, // again: what supervises a server may have brought it back since
 		Finish: func() error {
 			return op.relocate(ctx, done.Backup.Manifest, done.Targets)
 		},
-	}, op.midway("restore.writing"))
+	})
 	ledger.Point("restore.written")
 	if err != nil {
 		return joinErrors(contextCause(ctx, err), held.Released()) // the marker stays and the error says so
@@ -92,7 +147,7 @@ func (op *operation) restoreInto(ctx context.Context, r *repo.Repo, force bool, 
 	done.Bytes, done.Files, done.Seconds = done.Backup.Bytes, done.Backup.Files, time.Since(start).Seconds()
 	done.Options = optionsFor(done.Backup.Manifest, done.Targets)
 	done.Warnings = slices.Concat(warningsFor(done.Backup.Manifest), keyNotes(done.Backup.Manifest, done.Targets), adviceFor("/", done.Targets))
-	op.Report.Step("restored", fmt.Sprintf("%s into %s", done.Backup.ID, done.Targets[dataName]))
+	op.Report.Step("restored", fmt.Sprintf("%s into %s", done.Image, done.Targets[dataName]))
 	return held.Released()
 }
 
@@ -186,7 +241,7 @@ func warningsFor(m respaldo.Manifest) []string {
 		warnings = append(warnings, fmt.Sprintf("this is a replica's data: started as it is, it resumes replication from %s:%d; start it with skip-replica-start (skip-slave-start) to prevent that, and with relay_log_recovery=ON, so that it fetches its relay logs anew from where it had applied them", u.Host, u.Port))
 	}
 	if !m.Proof.OK {
-		warnings = append(warnings, "this backup was never proved: check the server's log after starting it")
+		warnings = append(warnings, "this image was never proved: check the server's log after starting it")
 	}
 	for _, lost := range m.Lost {
 		warnings = append(warnings, lost)

@@ -51,23 +51,9 @@ func (s *Site) Served() ([]Served, error) {
 	return list, nil
 }
 
-// StopServed ends one that is served, or the only one where no name is given, or all of
-// them, and returns when nothing is left of them. It waits for as long as ctx lets.
-func (s *Site) StopServed(ctx context.Context, name string, all bool) ([]Served, error) {
-	list, err := s.Served()
-	if err != nil {
-		return nil, err
-	}
-	stopped, err := chooseServed(list, name, all)
-	for _, served := range stopped {
-		if err == nil {
-			err = s.stop(ctx, served)
-		}
-	}
-	return stopped, err
-}
-
-func chooseServed(list []Served, name string, all bool) ([]Served, error) {
+// ChooseServed picks one of a list by its name, or the only one where no name is given, or
+// all of them.
+func ChooseServed(list []Served, name string, all bool) ([]Served, error) {
 	var names []string
 	for _, served := range list {
 		if served.Name == name {
@@ -77,7 +63,7 @@ func chooseServed(list []Served, name string, all bool) ([]Served, error) {
 	}
 	switch {
 	case name != "":
-		return nil, &respaldo.Error{Kind: respaldo.NotFound, What: "nothing is served as " + name, Hint: "respaldo list shows what is"}
+		return nil, &respaldo.Error{Kind: respaldo.NotFound, What: "nothing is served as " + name, Hint: "respaldo list --served shows what is"}
 	case all || len(list) == 1:
 		return list, nil
 	case len(list) == 0:
@@ -87,9 +73,8 @@ func chooseServed(list []Served, name string, all bool) ([]Served, error) {
 		Hint: "say which: respaldo stop " + strings.Join(names, ", or respaldo stop ") + "; or all of them: respaldo stop --all"}
 }
 
-// stop asks the process to end, and waits until it has released everything. One that does
-// not, because it was killed, is cleaned up after.
-func (s *Site) stop(ctx context.Context, served Served) error {
+// StopServed asks one of this server's to end, and returns when nothing is left of it.
+func (s *Site) StopServed(ctx context.Context, served Served) error {
 	scope := s.Server + "." + served.Name
 	if err := syscall.Kill(served.PID, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("cannot end %s, process %d", served.Name, served.PID), Hint: "run respaldo as root", Err: err}

@@ -51,7 +51,7 @@ func (op *operation) sweepAll(ctx context.Context) (Swept, error) {
 
 // sweepSides sweeps the sides in which nobody lives.
 func (op *operation) sweepSides(ctx context.Context, swept *Swept) error {
-	scopes, failed := op.sides(ctx)
+	scopes, failed := op.sides()
 	for _, scope := range scopes {
 		if scope != op.scope {
 			failed = joinErrors(failed, op.sweepSide(ctx, scope, swept))
@@ -90,8 +90,9 @@ func (op *operation) leave() {
 }
 
 // sides are the server's sides that have left any trace on this machine, alive or dead:
-// their files, and should those be lost, what they hold.
-func (op *operation) sides(ctx context.Context) ([]string, error) {
+// their files, and should those be lost, what they hold. Snapshots are looked for by what
+// sweeps the server itself: asking for them takes longer than all the rest.
+func (op *operation) sides() ([]string, error) {
 	scopes, err := ledger.Sides(op.Server, op.StateDir, op.RunDir)
 	for _, dir := range []string{op.workDir(), op.socketDir(), op.mountDir(), op.servedDir()} {
 		entries, readErr := os.ReadDir(filepath.Dir(dir))
@@ -106,13 +107,12 @@ func (op *operation) sides(ctx context.Context) ([]string, error) {
 	for _, i := range instances {
 		scopes = append(scopes, i.Server)
 	}
-	snapshots, listErr := op.volumes.Leftovers(ctx, "")
-	for _, snapshot := range snapshots {
+	for _, snapshot := range op.seen {
 		scopes = append(scopes, snapshot.Describe().Server)
 	}
 	scopes = slices.DeleteFunc(scopes, func(scope string) bool { return !ledger.SideOf(scope, op.Server) })
 	slices.Sort(scopes)
-	return slices.Compact(scopes), joinErrors(err, joinErrors(findErr, listErr))
+	return slices.Compact(scopes), joinErrors(err, findErr)
 }
 
 // usedBy names the living operation that uses a kept snapshot, as people know it; "" if

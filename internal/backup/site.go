@@ -44,6 +44,9 @@ type Site struct {
 	// Repository opens the repository. It is called when a story first needs it, before
 	// anything is acquired, so that a wrong password costs no snapshot.
 	Repository func(ctx context.Context) (*repo.Repo, error)
+	// Folder is the repository's directory where it is on this machine, and CacheDir where
+	// all repositories keep something at hand: no restore replaces either.
+	Folder, CacheDir string
 
 	Lock          respaldo.LockMode
 	MaxLock       time.Duration // waiting and holding together
@@ -74,6 +77,7 @@ type operation struct {
 	scope   string
 	volumes *volume.System
 	ledger  *ledger.Ledger
+	seen    []volume.Snapshot // all of ours on this machine, when the operation swept
 }
 
 // begin excludes other operations on this server, then sweeps what a dead run left. What

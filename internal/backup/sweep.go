@@ -168,13 +168,14 @@ func (op *operation) removeSnapshots(ctx context.Context, entries []ledger.Entry
 			unfinished[e.Attrs["name"]] = true
 		}
 	}
-	snapshots, err := op.volumes.Leftovers(ctx, op.scope)
+	snapshots, err := op.volumes.Leftovers(ctx, "")
 	if err != nil {
 		return err
 	}
+	op.seen = snapshots
 	for _, snapshot := range snapshots {
 		d := snapshot.Describe()
-		if d.Kept && (!unfinished[d.Name] || op.hasManifest(d.Name)) {
+		if d.Server != op.scope || d.Kept && (!unfinished[d.Name] || op.hasManifest(d.Name)) {
 			continue
 		}
 		err = joinErrors(err, op.removeFor(ctx, "", snapshot, swept))

@@ -32,7 +32,7 @@ type Verification struct {
 func (s *Site) Verify(ctx context.Context, request VerifyRequest) (results []Verification, err error) {
 	op := &operation{Site: s, scope: s.Server, volumes: s.volumes()}
 	if request.Start { // reading alone is in nobody's way, and may take the night
-		if op, err = s.begin(ctx, "verify"); err != nil {
+		if op, err = s.beginSide(ctx, "verify"); err != nil {
 			return nil, err
 		}
 		defer op.close(ctx, &err)

@@ -32,10 +32,16 @@ func Serve(ctx context.Context, request InstanceRequest, o ServeOptions) (*Insta
 		return nil, account, err
 	}
 	request.Account, request.Networking = &account, true
-	request.Options = append([]string{
+	names := "--skip-name-resolve=1"
+	if request.Manifest.Variables["skip_name_resolve"] == "OFF" {
+		names = "--skip-name-resolve=0" // accounts are of hosts, as at the origin
+	}
+	request.Options = append([]string{names,
 		"--init-file=" + filepath.Join(filepath.Clean(request.Manifest.Layout.DataDir), scratchName, initFile),
 		"--skip-networking=0", "--bind-address=" + o.Bind, fmt.Sprintf("--port=%d", o.Port),
 		"--max-connections=64",
+		// With accounts come the plugins that the image has installed.
+		"--loose-group-replication-start-on-boot=OFF",
 		// Without it, accounts of MySQL's default kind could not log in over TCP where the
 		// image has no certificates.
 		"--loose-caching-sha2-password-auto-generate-rsa-keys=ON", "--loose-sha256-password-auto-generate-rsa-keys=ON",

@@ -262,6 +262,15 @@ func (r *Repo) Folder() string {
 	return r.where.path
 }
 
+// FolderOf is the directory that a URL names, "" for what is elsewhere or no URL.
+func FolderOf(url string) string {
+	where, err := parse(url)
+	if err != nil || where.kind != folder {
+		return ""
+	}
+	return where.path
+}
+
 // CacheDir is this repository's own directory below Options.CacheDir.
 func (r *Repo) CacheDir() string { return r.dir }
 

@@ -56,15 +56,33 @@ func (r *Repo) Restore(ctx context.Context, b respaldo.Backup, targets map[strin
 	if err != nil {
 		return err
 	}
-	run := &restoring{r: r, rd: rd, backup: b.ID}
-	if err := rd.json(ctx, root, filesName, &run.table); err != nil {
+	run := &restoring{writing: writing{what: "backup " + b.ID, sparse: map[string]bool{}, progress: reporter("restore", 0, report)}, r: r, rd: rd, backup: b.ID}
+	var table fileTable
+	if err := rd.json(ctx, root, filesName, &table); err != nil {
 		return r.where.explain("cannot read a backup in", err)
 	}
-	run.owners = newOwners(run.table)
+	run.owners = newOwners(table)
+	for _, name := range table.Sparse {
+		run.sparse[name] = true
+	}
 	parts, err := run.plan(ctx, root, targets)
 	if err != nil {
 		return err
 	}
+	run.copy = run.fetch
+	return run.write(ctx, parts, o)
+}
+
+// writing is what writes planned parts into their targets, wherever the contents come from.
+type writing struct {
+	what     string // for the mark of an incomplete restore
+	owners   *owners
+	sparse   map[string]bool // by stored name
+	progress *progress
+	copy     func(context.Context, []*part) error // the contents of all files
+}
+
+func (w *writing) write(ctx context.Context, parts []*part, o RestoreOptions) error {
 	defer func() {
 		for _, p := range parts {
 			p.close()
@@ -84,16 +102,14 @@ func (r *Repo) Restore(ctx context.Context, b respaldo.Backup, targets map[strin
 			return p.explain(err)
 		}
 	}
-	if err := enoughRoom(parts, run.sparse); err != nil {
+	if err := enoughRoom(parts, w.sparse); err != nil {
 		return err
 	}
-	var total int64
 	for _, p := range parts {
 		for _, f := range p.files {
-			total += f.entry.FileSize
+			w.progress.total += f.entry.FileSize
 		}
 	}
-	run.progress = reporter("restore", total, report)
 	for _, p := range parts {
 		if o.Begin != nil {
 			if err := o.Begin(p.target); err != nil {
@@ -101,24 +117,24 @@ func (r *Repo) Restore(ctx context.Context, b respaldo.Backup, targets map[strin
 			}
 		}
 		begun = true
-		if err := p.begin(b.ID); err != nil {
+		if err := p.begin(w.what); err != nil {
 			return p.explain(err)
 		}
 	}
-	if err := run.copy(ctx, parts); err != nil {
+	if err := w.copy(ctx, parts); err != nil {
 		return err
 	}
-	run.progress.finish()
+	w.progress.finish()
 	for _, p := range parts {
 		for _, l := range p.links {
-			if err := run.owners.link(l); err != nil {
+			if err := w.owners.link(l); err != nil {
 				return p.explain(err)
 			}
 		}
 	}
 	if o.Finish != nil {
 		for _, p := range parts {
-			if err := p.ownDirectories(run.owners); err != nil {
+			if err := p.ownDirectories(w.owners); err != nil {
 				return p.explain(err)
 			}
 		}
@@ -127,7 +143,7 @@ func (r *Repo) Restore(ctx context.Context, b respaldo.Backup, targets map[strin
 		}
 	}
 	for _, p := range parts {
-		if err := p.finish(ctx, run.owners); err != nil {
+		if err := p.finish(ctx, w.owners); err != nil {
 			return p.explain(err)
 		}
 	}
@@ -148,13 +164,10 @@ func (r *Repo) root(ctx context.Context, b respaldo.Backup) (*snapshot.DirEntry,
 
 // restoring is one Restore at work.
 type restoring struct {
-	r        *Repo
-	rd       *reader
-	backup   string
-	table    fileTable
-	owners   *owners
-	progress *progress
-	sparse   map[string]bool
+	writing
+	r      *Repo
+	rd     *reader
+	backup string
 }
 
 // restoredFile is a regular file, symlink or directory to be made.
@@ -169,22 +182,8 @@ type restoredFile struct {
 
 // plan reads the directories of all that is asked for.
 func (run *restoring) plan(ctx context.Context, root *snapshot.DirEntry, targets map[string]string) ([]*part, error) {
-	run.sparse = map[string]bool{}
-	for _, name := range run.table.Sparse {
-		run.sparse[name] = true
-	}
 	var parts []*part
 	for stored, target := range targets {
-		if !filepath.IsAbs(target) {
-			return nil, &respaldo.Error{Kind: respaldo.Usage, What: fmt.Sprintf("target %q is not an absolute path", target), Hint: "name it from the root"}
-		}
-		target = filepath.Clean(target)
-		for _, other := range parts {
-			if inside(target, other.target) || inside(other.target, target) {
-				return nil, &respaldo.Error{Kind: respaldo.Usage, What: fmt.Sprintf("one target lies in another: %s and %s", other.target, target),
-					Hint: "restore the outer one first, and the inner one in a second run"}
-			}
-		}
 		entry, err := run.lookup(ctx, root, stored)
 		if err != nil {
 			return nil, err
@@ -194,8 +193,26 @@ func (run *restoring) plan(ctx context.Context, root *snapshot.DirEntry, targets
 		if err != nil {
 			return nil, run.r.where.explain("cannot read the directories of a backup in", err)
 		}
-		parts = append(parts, p)
+		if parts, err = addPart(parts, p); err != nil {
+			return nil, err
+		}
 	}
+	return parts, nil
+}
+
+// addPart adds a target that must not lie in another, in the order of their paths.
+func addPart(parts []*part, p *part) ([]*part, error) {
+	if !filepath.IsAbs(p.target) {
+		return nil, &respaldo.Error{Kind: respaldo.Usage, What: fmt.Sprintf("target %q is not an absolute path", p.target), Hint: "name it from the root"}
+	}
+	p.target = filepath.Clean(p.target)
+	for _, other := range parts {
+		if inside(p.target, other.target) || inside(other.target, p.target) {
+			return nil, &respaldo.Error{Kind: respaldo.Usage, What: fmt.Sprintf("one target lies in another: %s and %s", other.target, p.target),
+				Hint: "restore the outer one first, and the inner one in a second run"}
+		}
+	}
+	parts = append(parts, p)
 	slices.SortFunc(parts, func(a, b *part) int { return strings.Compare(a.target, b.target) })
 	return parts, nil
 }
@@ -256,9 +273,9 @@ func (run *restoring) walk(ctx context.Context, p *part, stored, rel string, e *
 	return nil
 }
 
-// copy writes the contents of all files: one goroutine opens them in order and hands out
+// fetch writes the contents of all files: one goroutine opens them in order and hands out
 // their chunks, the others fetch and write them. Whoever writes a file's last chunk closes it.
-func (run *restoring) copy(ctx context.Context, parts []*part) error {
+func (run *restoring) fetch(ctx context.Context, parts []*part) error {
 	type batch struct {
 		file   *restoredFile
 		chunks []chunk

@@ -32,6 +32,7 @@ type part struct {
 	links  []link
 
 	made  []string // directories that were missing, parents first
+	lock  *os.File // on the target: nobody else restores into it meanwhile
 	root  *os.Root // the target, or for a single file the directory around it
 	clear []string // what is to be removed first, relative to root
 	frees int64    // how much room that gives
@@ -47,6 +48,9 @@ func (p *part) single() bool { return p.entry.Type != snapshot.EntryTypeDirector
 func (p *part) close() {
 	if p.root != nil {
 		p.root.Close()
+	}
+	if p.lock != nil {
+		p.lock.Close()
 	}
 }
 
@@ -66,6 +70,9 @@ func (p *part) open(force bool) error {
 	if p.single() {
 		return p.openSingle(force)
 	}
+	if err := p.exclude(); err != nil {
+		return err
+	}
 	list, err := fs.ReadDir(p.root.FS(), ".")
 	if err != nil {
 		return err
@@ -84,6 +91,18 @@ func (p *part) open(force bool) error {
 		return target.NotEmpty(p.target, p.clear[0])
 	}
 	return p.survey()
+}
+
+// exclude takes the target for this restore, as long as its process lives.
+func (p *part) exclude() (err error) {
+	if p.lock, err = p.root.Open("."); err != nil {
+		return err
+	}
+	err = unix.Flock(int(p.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return &respaldo.Error{Kind: respaldo.Busy, What: "another restore into " + p.target + " is running", Hint: "wait for it to end, or restore into another directory"}
+	}
+	return nil // a filesystem without locks is no reason to restore nothing
 }
 
 func (p *part) openSingle(force bool) error {
@@ -172,7 +191,7 @@ func enoughRoom(parts []*part, sparse map[string]bool) error {
 		}
 		if v.need > v.free {
 			return &respaldo.Error{Kind: respaldo.Refused,
-				What: fmt.Sprintf("%s has room for %s, and the backup needs %s", p.target, gib(v.free), gib(v.need)),
+				What: fmt.Sprintf("%s has room for %s, and what goes there needs %s", p.target, gib(v.free), gib(v.need)),
 				Hint: "free or add space there, or restore into another directory; nothing was touched"}
 		}
 	}
@@ -183,9 +202,9 @@ func gib(n int64) string { return fmt.Sprintf("%.2f GiB", float64(n)/(1<<30)) }
 
 // begin marks the target as incomplete, removes what it held, and makes its directories
 // and links.
-func (p *part) begin(id string) error {
+func (p *part) begin(what string) error {
 	if !p.single() {
-		text := "respaldo was restoring backup " + id + " into this directory. While this file is here, that is not finished:\n" +
+		text := "respaldo was restoring " + what + " into this directory. While this file is here, that is not finished:\n" +
 			"start no server on it. The same command run again starts over.\n"
 		if err := p.root.WriteFile(target.IncompleteMarker, []byte(text), 0o600); err != nil {
 			return err

@@ -53,7 +53,8 @@ func bootID() string {
 type tree struct {
 	Begin
 	roots    map[string]*os.Root
-	lock     *os.File // the mark in the main target, locked
+	lock     *os.File // the main target, locked against other senders, and restores
+	marked   *os.File // the mark in it, which says whose it is
 	entries  []Entry
 	owners   *target.Owners
 	prepared bool
@@ -146,27 +147,33 @@ func (t *tree) look(name string) error {
 // takeOver locks the mark against other senders and writes our session into it. The other
 // connections of this session share the lock.
 func (t *tree) takeOver() error {
-	f, err := t.roots[t.Main].OpenFile(target.IncompleteMarker, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
+	var err error
+	if t.lock, err = t.roots[t.Main].Open("."); err != nil {
 		return err
 	}
-	t.lock = f
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+	err = unix.Flock(int(t.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	free := !errors.Is(err, unix.EWOULDBLOCK) // a filesystem without locks is no reason to receive nothing
+	flags := os.O_RDWR | unix.O_NOFOLLOW
+	if free {
+		flags |= os.O_CREATE
+	}
+	t.marked, err = t.roots[t.Main].OpenFile(target.IncompleteMarker, flags, 0o600)
+	if free && err == nil {
 		text := t.mark()
-		_, err := f.WriteAt(text, 0)
-		if err := errors.Join(err, f.Truncate(int64(len(text))), f.Sync()); err != nil {
+		_, err := t.marked.WriteAt(text, 0)
+		if err := errors.Join(err, t.marked.Truncate(int64(len(text))), t.marked.Sync()); err != nil {
 			return err
 		}
-	} else if t.stillOurs() != nil {
-		return &respaldo.Error{Kind: respaldo.Busy, What: "another respaldo is sending into " + t.Targets[t.Main],
-			Hint: "wait for it; if its sender is gone, its receivers end within minutes"}
+	} else if err != nil || t.stillOurs() != nil {
+		return &respaldo.Error{Kind: respaldo.Busy, What: "another respaldo is writing into " + t.Targets[t.Main],
+			Hint: "wait for it; if its sender is gone, its receivers end within minutes", Err: err}
 	}
 	return t.share()
 }
 
 func (t *tree) share() error {
-	if err := unix.Flock(int(t.lock.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
-		return &respaldo.Error{Kind: respaldo.Busy, What: "another respaldo is sending into " + t.Targets[t.Main], Err: err}
+	if err := unix.Flock(int(t.lock.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return &respaldo.Error{Kind: respaldo.Busy, What: "another respaldo is writing into " + t.Targets[t.Main]}
 	}
 	return nil
 }
@@ -184,7 +191,10 @@ func joinTree(b Begin) (t *tree, err error) {
 			return t, err
 		}
 	}
-	if t.lock, err = t.roots[b.Main].OpenFile(target.IncompleteMarker, os.O_RDWR|unix.O_NOFOLLOW, 0); err != nil {
+	if t.lock, err = t.roots[b.Main].Open("."); err != nil {
+		return t, err
+	}
+	if t.marked, err = t.roots[b.Main].OpenFile(target.IncompleteMarker, os.O_RDWR|unix.O_NOFOLLOW, 0); err != nil {
 		return t, err
 	}
 	if err := t.share(); err != nil {
@@ -196,7 +206,7 @@ func joinTree(b Begin) (t *tree, err error) {
 // stillOurs tells whether the mark is that of our session.
 func (t *tree) stillOurs() error {
 	text := make([]byte, 4096)
-	n, _ := t.lock.ReadAt(text, 0)
+	n, _ := t.marked.ReadAt(text, 0)
 	if !bytes.Contains(text[:n], []byte(sessionLine+t.Session+"\n")) {
 		return &respaldo.Error{Kind: respaldo.Busy, What: "another respaldo has begun to send into " + t.Targets[t.Main], Hint: "let that one finish"}
 	}
@@ -222,8 +232,10 @@ func (t *tree) close() {
 			r.Close()
 		}
 	}
-	if t.lock != nil {
-		t.lock.Close()
+	for _, f := range []*os.File{t.lock, t.marked} {
+		if f != nil {
+			f.Close()
+		}
 	}
 }
 

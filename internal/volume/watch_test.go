@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -213,4 +214,55 @@ func TestOverdue(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, why, err)
 		}
 	}
+}
+
+// People are told before anything goes, and what to do.
+func TestCrowded(t *testing.T) {
+	for name, c := range map[string]struct {
+		kind    respaldo.VolumeKind
+		fill    respaldo.Fill
+		options WatchOptions
+		words   string // "" is no warning
+	}{
+		"thick with room":           {kind: respaldo.LVMThick, fill: respaldo.Fill{Data: 0.7}},
+		"thick":                     {kind: respaldo.LVMThick, fill: respaldo.Fill{Data: 0.85}, words: "85% full"},
+		"thin with room":            {kind: respaldo.LVMThin, fill: respaldo.Fill{Data: 0.7, Metadata: 0.7}},
+		"thin, data":                {kind: respaldo.LVMThin, fill: respaldo.Fill{Data: 0.81, Metadata: 0.1}, words: "data 81% of at most 90%"},
+		"thin, metadata":            {kind: respaldo.LVMThin, fill: respaldo.Fill{Data: 0.1, Metadata: 0.8}, words: "--poolmetadatasize"},
+		"thin, as it was asked for": {kind: respaldo.LVMThin, fill: respaldo.Fill{Data: 0.5}, options: WatchOptions{GiveUpAt: 0.55}, words: "lvextend"},
+		"Btrfs with room":           {kind: respaldo.Btrfs, fill: respaldo.Fill{Data: 0.8, Metadata: 0.8}},
+		"Btrfs":                     {kind: respaldo.Btrfs, fill: respaldo.Fill{Data: 0.9, Metadata: 0.2}, words: "Give it more space"},
+	} {
+		got := Crowded(c.kind, "vg/data", c.fill, c.options)
+		if (got == "") != (c.words == "") || !strings.Contains(got, c.words) {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
+// A snapshot that was kept on purpose is given up, and left where it is.
+func TestSpared(t *testing.T) {
+	for _, spare := range []bool{false, true} {
+		s := &offered{scripted: scripted{kind: respaldo.LVMThin, fill: respaldo.Fill{Data: 0.95, Valid: true}}}
+		tick := make(chan time.Time)
+		ctx, stop := Watch(t.Context(), s, WatchOptions{Tick: tick, Spare: spare})
+		<-ctx.Done()
+		if err := stop(); respaldo.KindOf(err) != respaldo.SnapshotLost {
+			t.Errorf("given up: %v", err)
+		}
+		if s.sacrificed == spare {
+			t.Errorf("spare %v: sacrificed %v", spare, s.sacrificed)
+		}
+	}
+}
+
+// offered can be sacrificed.
+type offered struct {
+	scripted
+	sacrificed bool
+}
+
+func (o *offered) sacrifice(context.Context) error {
+	o.sacrificed = true
+	return nil
 }
