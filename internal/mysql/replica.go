@@ -133,6 +133,9 @@ func (i *Instance) Follow(ctx context.Context, s Source) (relayLog string, err e
 	for _, statement := range statements {
 		if _, err := conn.ExecContext(ctx, statement); err != nil {
 			what, _, _ := strings.Cut(statement, " TO ")
+			if s.Password != "" { // a server repeats what it does not understand
+				err = errors.New(strings.ReplaceAll(err.Error(), s.Password, hidden))
+			}
 			return "", &respaldo.Error{Kind: respaldo.NotProved, What: "cannot make the copy a replica (" + what + ")", Hint: "its log is " + i.LogPath(), Err: err}
 		}
 	}

@@ -290,7 +290,7 @@ func (w *flipping) Write(b []byte) (int, error) {
 }
 
 func TestFlippedBitIsNoticed(t *testing.T) {
-	for _, at := range []int{0, 3, 7, 100, 1000, 1 << 20} {
+	for _, at := range []int{3, 100, 1 << 20} {
 		from, to := newTree(t), filepath.Join(t.TempDir(), "data")
 		once := &atomic.Bool{}
 		n := atomic.Int32{}
@@ -302,9 +302,7 @@ func TestFlippedBitIsNoticed(t *testing.T) {
 		})
 		sent, err := Send(t.Context(), request(t, o, from, to, "one"))
 		if err != nil {
-			if at > 7 { // a wrong length may look like silence, and is an error as well
-				t.Errorf("bit of byte %d: %v", at, err)
-			}
+			t.Errorf("bit of byte %d: %v", at, err)
 			continue
 		}
 		if once.Load() && sent.Retries == 0 {

@@ -191,6 +191,9 @@ func joinTree(b Begin) (t *tree, err error) {
 			return t, err
 		}
 	}
+	if t.roots[b.Main] == nil {
+		return t, fmt.Errorf("there is no target %q", b.Main)
+	}
 	if t.lock, err = t.roots[b.Main].Open("."); err != nil {
 		return t, err
 	}
