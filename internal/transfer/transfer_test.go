@@ -340,6 +340,19 @@ func TestNoRoom(t *testing.T) {
 	if respaldo.KindOf(err) != respaldo.Refused || !strings.Contains(err.Error(), "has room for") {
 		t.Errorf("more than fits: %v", err)
 	}
+	if _, err := os.Stat(to); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("something was made all the same: %v", err)
+	}
+	// What was there stays, whole and unmarked.
+	must(t, os.Mkdir(to, 0o700))
+	must(t, os.WriteFile(filepath.Join(to, "old"), []byte("old"), 0o600))
+	r.Begin.Force = true
+	if _, err := Send(t.Context(), r); respaldo.KindOf(err) != respaldo.Refused {
+		t.Errorf("more than fits: %v", err)
+	}
+	if list, _ := os.ReadDir(to); len(list) != 1 || list[0].Name() != "old" {
+		t.Errorf("a refusal leaves %v", list)
+	}
 }
 
 // Two senders into one directory are one too many, and the caller has a say.
