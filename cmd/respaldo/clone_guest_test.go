@@ -108,9 +108,9 @@ func (s *cloneStand) sameAsOrigin(db *sql.DB) {
 }
 
 // A clone under load is interrupted midway, resumed, follows the origin while that moves on,
-// and is brought up to date later.
+// and is brought up to date later. All versions, and volumes, come when soaking.
 func TestClone(t *testing.T) {
-	cases := []struct{ volume, server string }{{"thin-ext4", "mariadb-10.11"}, {"btrfs", "mysql-9.7"}}
+	cases := []struct{ volume, server string }{{"thin-ext4", "mariadb-10.11"}}
 	if soak {
 		cases = nil
 		for _, server := range servers.Names {
