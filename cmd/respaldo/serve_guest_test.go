@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -202,7 +203,6 @@ func (s *stand) servesNow(t *testing.T) {
 	if s.into(&list, "list", "--served"); len(list) != 1 || list[0].Name != v.Name || list[0].Port != v.Port {
 		t.Errorf("listed: %+v", list)
 	}
-	t.Log(s.ok("list", "--served").stdout)
 	s.ok("stop")
 	v.ends(0)
 	s.fails(int(respaldo.NotFound), "stop")
@@ -226,10 +226,20 @@ func (s *stand) servesNow(t *testing.T) {
 	s.ok("stop", d.Name)
 	s.nothingServed(t, kept, strings.ReplaceAll(kept, "-", "--"))
 
-	// Killed: the next operation cleans up.
+	// Killed, and its ledger lost: the next operation cleans up all the same.
 	v = s.serve(kept)
 	v.shows(210) // not what was written into it
 	v.cmd.Process.Kill()
+	v.ends(-1)
+	for _, dir := range []string{s.dir + "/state", "/run/respaldo"} {
+		files, _ := filepath.Glob(dir + "/main." + v.Name + ".*")
+		if len(files) == 0 {
+			t.Errorf("%s has no file of %s", dir, v.Name)
+		}
+		for _, file := range files {
+			os.Remove(file)
+		}
+	}
 	if o := s.ok("cleanup"); !strings.Contains(o.stdout, "removed mount") || !strings.Contains(o.stdout, "removed snapshot") {
 		t.Errorf("cleaned up:\n%s%s", o.stdout, o.stderr)
 	}
@@ -255,7 +265,6 @@ func (s *stand) servesKept(t *testing.T) {
 		t.Error(err)
 	}
 	o := s.ok("serve", kept, "--ttl", "1s")
-	t.Log(o.stdout, o.stderr)
 	if !strings.Contains(o.stderr, "time has passed") || !strings.Contains(o.stdout, "copied") && !strings.Contains(o.stderr, "copied") {
 		t.Errorf("it does not say what it did, and why it ended:\n%s%s", o.stdout, o.stderr)
 	}
