@@ -234,7 +234,10 @@ func AwaitFollowing(ctx context.Context, socket string, a Account, v respaldo.Ve
 		switch {
 		case state.follows:
 			return nil
-		case state.trouble != "" && (state.stopped || time.Since(begun) > patienceToConnect):
+		case state.trouble != "" && state.stopped, (state.trouble != "" || state.stopped) && time.Since(begun) > patienceToConnect:
+			if state.trouble == "" {
+				state.trouble = "its threads do not run, and it does not say why; its log may (" + state.at + ")"
+			}
 			return &respaldo.Error{Kind: respaldo.Failed, What: "the server runs, and does not follow the origin", Err: errors.New(state.trouble),
 				Hint: "look with SHOW REPLICA STATUS; the copy itself is complete"}
 		case state.at != at:
