@@ -108,9 +108,9 @@ func (s *cloneStand) sameAsOrigin(db *sql.DB) {
 }
 
 // A clone under load is interrupted midway, resumed, follows the origin while that moves on,
-// and is brought up to date later.
+// and is brought up to date later. All versions, and volumes, come when soaking.
 func TestClone(t *testing.T) {
-	cases := []struct{ volume, server string }{{"thin-ext4", "mariadb-10.11"}, {"btrfs", "mysql-9.7"}}
+	cases := []struct{ volume, server string }{{"thin-ext4", "mariadb-10.11"}}
 	if soak {
 		cases = nil
 		for _, server := range servers.Names {
@@ -239,14 +239,16 @@ func (s *cloneStand) refusals(t *testing.T) {
 	if !strings.Contains(o.stderr, "has room for") {
 		t.Errorf("no room there: %s", o.stderr)
 	}
-	if left := small.there("ls -A /srv/node/small/mysql 2>/dev/null | grep -v respaldo-incomplete || true"); strings.TrimSpace(left) != "" {
+	if left := small.there("ls -A /srv/node/small"); strings.TrimSpace(left) != "" {
 		t.Errorf("it has written all the same: %s", left)
 	}
 	if o := s.fails(3, s.replica("--replica-user", "dba", "--replica-password-file", "/dev/null")...); !strings.Contains(o.stderr, "Access denied") {
 		t.Errorf("a wrong password: %s", o.stderr)
 	}
-	if o := s.fails(3, s.replica("--mysqld", "/usr/bin/ls")...); !strings.Contains(o.stderr, "server program") {
-		t.Errorf("no server there: %s", o.stderr)
+	if soak {
+		if o := s.fails(3, s.replica("--mysqld", "/usr/bin/ls")...); !strings.Contains(o.stderr, "server program") {
+			t.Errorf("no server there: %s", o.stderr)
+		}
 	}
 	s.before.NothingLeft(t)
 }

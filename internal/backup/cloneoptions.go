@@ -86,7 +86,10 @@ func cloneOptions(a arrival, d mysql.Daemon, relayLog string) string {
 			add("super_read_only=ON")
 		}
 		add("relay_log=" + relayLog)
-		add("relay_log_recovery=ON")
+		// With it, 5.6 does not start a replica that has not applied anything yet.
+		if m.Version.Flavor == respaldo.MariaDB || m.Version.AtLeast(respaldo.MySQL, 5, 7, 0) {
+			add("relay_log_recovery=ON")
+		}
 		if host, err := os.Hostname(); err == nil {
 			add("report_host=" + host)
 		}

@@ -70,6 +70,7 @@ type cloneRecord struct {
 	Image    string               `json:"image"`
 	Taken    time.Time            `json:"taken"`
 	At       respaldo.Coordinates `json:"coordinates"`
+	Replica  bool                 `json:"replica,omitempty"`
 }
 
 const cloneRecordFormat = 1
@@ -89,6 +90,9 @@ func (s *Site) lookAround(ctx context.Context, p *transfer.Peer, a arrival) (any
 	case ours != 0 && !a.Refresh:
 		return nil, &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("the server of an earlier clone runs on %s (process %d)", dir, ours),
 			Hint: "give --refresh, which stops it, or choose another directory"}
+	case ours != 0 && !a.Start:
+		return nil, &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("the server of the earlier clone runs on %s (process %d)", dir, ours),
+			Hint: "give --start or --replica too, so that it is started again, or stop it first"}
 	case ours == 0:
 		for _, at := range sortedDirs(a.Targets) {
 			if err := s.refuseTarget(at); err != nil {
@@ -182,6 +186,8 @@ func (s *Site) checkRefresh(a arrival) error {
 		return &respaldo.Error{Kind: respaldo.Refused, What: path + " was written by a newer respaldo", Hint: "use that version"}
 	case r.ServerID != a.Manifest.ServerID:
 		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s is a clone of another server (%s on %s)", dir, r.Server, r.Host), Hint: "choose another directory, or replace it with --force"}
+	case r.Replica && a.Replica == nil:
+		return &respaldo.Error{Kind: respaldo.Refused, What: dir + " is a replica's, and would be none any more", Hint: "give --replica too; or replace it with --force"}
 	}
 	return nil
 }
@@ -251,11 +257,12 @@ func (s *Site) receiveAll(ctx context.Context, p *transfer.Peer, a arrival) (_ a
 	if err != nil {
 		return nil, err
 	}
-	got := Received{Targets: a.Targets, Options: optionsFor(a.Manifest, a.Targets),
-		Warnings: slices.Concat(warningsFor(a.Manifest), keyNotes(a.Manifest, a.Targets), adviceFor("/", a.Targets))}
-	if a.Replica != nil {
-		got.Warnings = slices.Concat(keyNotes(a.Manifest, a.Targets), adviceFor("/", a.Targets)) // what it replicated from is forgotten
+	told := a.Manifest
+	if a.Start { // which proves it; and the option file sees to the rest
+		told.Proof.OK, told.Quiesced.Coordinates.Upstream = true, nil
 	}
+	got := Received{Targets: a.Targets, Options: optionsFor(told, a.Targets),
+		Warnings: slices.Concat(warningsFor(told), keyNotes(told, a.Targets), adviceFor("/", a.Targets))}
 	if err := writeRecord(a); err != nil {
 		return nil, err
 	}
@@ -269,7 +276,7 @@ func writeRecord(a arrival) error {
 	_, _, path := besideOf(a.Targets[dataName])
 	m := a.Manifest
 	text, err := json.MarshalIndent(cloneRecord{Format: cloneRecordFormat, Server: m.Server, ServerID: m.ServerID, Host: m.Host, Image: a.Image,
-		Taken: m.Taken, At: m.Quiesced.Coordinates}, "", "  ")
+		Taken: m.Taken, At: m.Quiesced.Coordinates, Replica: a.Replica != nil}, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -318,7 +325,9 @@ func (op *operation) startClone(ctx context.Context, a arrival, program respaldo
 	}
 	pid, err := d.Start(ctx)
 	if err != nil {
-		return nil, err
+		// Moved aside, so that other settings are not left out next time.
+		op.Report.Warn("the files are complete; once this is solved, the same command with --refresh starts the server. Its option file is now " + d.OptionFile + ".failed")
+		return nil, joinErrors(err, os.Rename(d.OptionFile, d.OptionFile+".failed"))
 	}
 	command := strings.Join(append(slices.Clone(program.Argv), "--defaults-file="+d.OptionFile), " ")
 	op.Report.Step("started", fmt.Sprintf("process %d, port %d, socket %s", pid, a.Server.Port, d.Socket))

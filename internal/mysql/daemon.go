@@ -63,7 +63,7 @@ func (d Daemon) Start(ctx context.Context) (pid int, err error) {
 		select {
 		case <-tick.C:
 		case <-exited:
-			return pid, &respaldo.Error{Kind: respaldo.NotProved, What: "the server ended at its start", Hint: "its log is " + d.Log + ", its option file " + d.OptionFile,
+			return pid, &respaldo.Error{Kind: respaldo.NotProved, What: "the server ended at its start", Hint: "its log is " + d.Log,
 				Err: errors.New(d.firstErrors(before))}
 		case <-ctx.Done():
 			syscall.Kill(pid, syscall.SIGTERM)

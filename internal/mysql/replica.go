@@ -133,6 +133,9 @@ func (i *Instance) Follow(ctx context.Context, s Source) (relayLog string, err e
 	for _, statement := range statements {
 		if _, err := conn.ExecContext(ctx, statement); err != nil {
 			what, _, _ := strings.Cut(statement, " TO ")
+			if s.Password != "" { // a server repeats what it does not understand
+				err = errors.New(strings.ReplaceAll(err.Error(), s.Password, hidden))
+			}
 			return "", &respaldo.Error{Kind: respaldo.NotProved, What: "cannot make the copy a replica (" + what + ")", Hint: "its log is " + i.LogPath(), Err: err}
 		}
 	}
@@ -208,6 +211,9 @@ func quoteText(s string) string {
 // called a failure: the first try may come too early.
 const patienceToConnect = 45 * time.Second
 
+// patienceToApply is how long a replica may stand still. A large transaction takes its time.
+const patienceToApply = 10 * time.Minute
+
 // AwaitFollowing returns when the replica at a socket runs and has applied everything up to
 // where its source stood. It waits as long as it gets on; what stops the replica is an error.
 func AwaitFollowing(ctx context.Context, socket string, a Account, v respaldo.Version, until respaldo.Coordinates) error {
@@ -218,7 +224,7 @@ func AwaitFollowing(ctx context.Context, socket string, a Account, v respaldo.Ve
 	defer db.Close()
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
-	begun := time.Now()
+	begun, moved, at := time.Now(), time.Now(), ""
 	for {
 		state, err := lookAtReplica(ctx, db, v, until)
 		if err != nil {
@@ -228,8 +234,16 @@ func AwaitFollowing(ctx context.Context, socket string, a Account, v respaldo.Ve
 		switch {
 		case state.follows:
 			return nil
-		case state.trouble != "" && (state.stopped || time.Since(begun) > patienceToConnect):
+		case state.trouble != "" && state.stopped, (state.trouble != "" || state.stopped) && time.Since(begun) > patienceToConnect:
+			if state.trouble == "" {
+				state.trouble = "its threads do not run, and it does not say why; its log may (" + state.at + ")"
+			}
 			return &respaldo.Error{Kind: respaldo.Failed, What: "the server runs, and does not follow the origin", Err: errors.New(state.trouble),
+				Hint: "look with SHOW REPLICA STATUS; the copy itself is complete"}
+		case state.at != at:
+			moved, at = time.Now(), state.at
+		case time.Since(moved) > patienceToApply:
+			return &respaldo.Error{Kind: respaldo.Failed, What: "the server runs, and does not get on with following the origin", Err: fmt.Errorf("for %s it has been at: %s", patienceToApply, at),
 				Hint: "look with SHOW REPLICA STATUS; the copy itself is complete"}
 		}
 		select {
@@ -243,6 +257,7 @@ func AwaitFollowing(ctx context.Context, socket string, a Account, v respaldo.Ve
 type replicaState struct {
 	follows, stopped bool
 	trouble          string
+	at               string // what it does, and how far it is, for people
 }
 
 func lookAtReplica(ctx context.Context, db *sql.DB, v respaldo.Version, until respaldo.Coordinates) (replicaState, error) {
@@ -258,6 +273,8 @@ func lookAtReplica(ctx context.Context, db *sql.DB, v respaldo.Version, until re
 	fetching, applying := r.first("replica_io_running", "slave_io_running"), r.first("replica_sql_running", "slave_sql_running")
 	s.trouble = r.first("last_io_error", "last_sql_error", "last_error")
 	s.stopped = fetching == "No" || applying == "No"
+	s.at = fmt.Sprintf("fetching %s up to %s, applying %s up to %s:%s (%s)", fetching, r.first("read_source_log_pos", "read_master_log_pos"), applying,
+		r.first("relay_source_log_file", "relay_master_log_file"), r.first("exec_source_log_pos", "exec_master_log_pos"), r.first("replica_io_state", "slave_io_state"))
 	if fetching != "Yes" || applying != "Yes" {
 		return s, nil
 	}

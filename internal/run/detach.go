@@ -35,7 +35,8 @@ func Detach(c Cmd, output string) (pid int, exited <-chan struct{}, err error) {
 	return cmd.Process.Pid, ended, nil
 }
 
-// End asks a process that is not ours to end, by SIGTERM, and waits until it has, or ctx has.
+// End asks a process that is not our child to end, by SIGTERM, and waits as long as it is
+// still there and done is not closed.
 func End(done <-chan struct{}, pid int, still func() bool) error {
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return err

@@ -56,7 +56,7 @@ func proxy(t *testing.T, to string, cuts int32, after int64) string {
 				continue
 			}
 			limit := int64(1 << 50)
-			if n := seen.Add(1); n > 2 && n <= 2+cuts { // the first two find the program and prepare
+			if n := seen.Add(1); n > 1 && n <= 1+cuts { // the first one prepares
 				limit = after
 			}
 			go func() {

@@ -8,12 +8,10 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -53,10 +51,13 @@ func bootID() string {
 type tree struct {
 	Begin
 	roots    map[string]*os.Root
-	lock     *os.File // the mark in the main target, locked
+	lock     *os.File // the main target, locked against other senders, and restores
+	marked   *os.File // the mark in it, which says whose it is
 	entries  []Entry
 	owners   *target.Owners
 	prepared bool
+	found    bool     // the mark was there already
+	made     []string // directories that were missing
 }
 
 const sessionLine = "session "
@@ -98,6 +99,7 @@ func beginTree(b Begin, refuse func(string) error) (t *tree, err error) {
 	if t.roots[b.Main] == nil {
 		return t, fmt.Errorf("there is no target %q", b.Main)
 	}
+	t.found, t.made = target.Incomplete(b.Targets[b.Main]), made
 	if err := t.takeOver(); err != nil {
 		return t, target.Explain(b.Targets[b.Main], err)
 	}
@@ -146,27 +148,33 @@ func (t *tree) look(name string) error {
 // takeOver locks the mark against other senders and writes our session into it. The other
 // connections of this session share the lock.
 func (t *tree) takeOver() error {
-	f, err := t.roots[t.Main].OpenFile(target.IncompleteMarker, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
+	var err error
+	if t.lock, err = t.roots[t.Main].Open("."); err != nil {
 		return err
 	}
-	t.lock = f
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+	err = unix.Flock(int(t.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	free := !errors.Is(err, unix.EWOULDBLOCK) // a filesystem without locks is no reason to receive nothing
+	flags := os.O_RDWR | unix.O_NOFOLLOW
+	if free {
+		flags |= os.O_CREATE
+	}
+	t.marked, err = t.roots[t.Main].OpenFile(target.IncompleteMarker, flags, 0o600)
+	if free && err == nil {
 		text := t.mark()
-		_, err := f.WriteAt(text, 0)
-		if err := errors.Join(err, f.Truncate(int64(len(text))), f.Sync()); err != nil {
+		_, err := t.marked.WriteAt(text, 0)
+		if err := errors.Join(err, t.marked.Truncate(int64(len(text))), t.marked.Sync()); err != nil {
 			return err
 		}
-	} else if t.stillOurs() != nil {
-		return &respaldo.Error{Kind: respaldo.Busy, What: "another respaldo is sending into " + t.Targets[t.Main],
-			Hint: "wait for it; if its sender is gone, its receivers end within minutes"}
+	} else if err != nil || t.stillOurs() != nil {
+		return &respaldo.Error{Kind: respaldo.Busy, What: "another respaldo is writing into " + t.Targets[t.Main],
+			Hint: "wait for it; if its sender is gone, its receivers end within minutes", Err: err}
 	}
 	return t.share()
 }
 
 func (t *tree) share() error {
-	if err := unix.Flock(int(t.lock.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
-		return &respaldo.Error{Kind: respaldo.Busy, What: "another respaldo is sending into " + t.Targets[t.Main], Err: err}
+	if err := unix.Flock(int(t.lock.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return &respaldo.Error{Kind: respaldo.Busy, What: "another respaldo is writing into " + t.Targets[t.Main]}
 	}
 	return nil
 }
@@ -184,7 +192,13 @@ func joinTree(b Begin) (t *tree, err error) {
 			return t, err
 		}
 	}
-	if t.lock, err = t.roots[b.Main].OpenFile(target.IncompleteMarker, os.O_RDWR|unix.O_NOFOLLOW, 0); err != nil {
+	if t.roots[b.Main] == nil {
+		return t, fmt.Errorf("there is no target %q", b.Main)
+	}
+	if t.lock, err = t.roots[b.Main].Open("."); err != nil {
+		return t, err
+	}
+	if t.marked, err = t.roots[b.Main].OpenFile(target.IncompleteMarker, os.O_RDWR|unix.O_NOFOLLOW, 0); err != nil {
 		return t, err
 	}
 	if err := t.share(); err != nil {
@@ -196,7 +210,7 @@ func joinTree(b Begin) (t *tree, err error) {
 // stillOurs tells whether the mark is that of our session.
 func (t *tree) stillOurs() error {
 	text := make([]byte, 4096)
-	n, _ := t.lock.ReadAt(text, 0)
+	n, _ := t.marked.ReadAt(text, 0)
 	if !bytes.Contains(text[:n], []byte(sessionLine+t.Session+"\n")) {
 		return &respaldo.Error{Kind: respaldo.Busy, What: "another respaldo has begun to send into " + t.Targets[t.Main], Hint: "let that one finish"}
 	}
@@ -222,8 +236,10 @@ func (t *tree) close() {
 			r.Close()
 		}
 	}
-	if t.lock != nil {
-		t.lock.Close()
+	for _, f := range []*os.File{t.lock, t.marked} {
+		if f != nil {
+			f.Close()
+		}
 	}
 }
 
@@ -259,148 +275,6 @@ func (t *tree) explain(name string, err error) error {
 	return target.Explain(t.Targets[rootName(name)], err)
 }
 
-// prepare makes the targets' shape that of the listing: what does not belong goes, so that
-// there is room; directories, links and files are made, the files at their full length.
-func (t *tree) prepare(ctx context.Context) error {
-	if err := t.removeOthers(ctx); err != nil {
-		return err
-	}
-	if err := t.enoughRoom(); err != nil {
-		return err
-	}
-	for _, e := range t.entries {
-		if err := ctx.Err(); err != nil {
-			return context.Cause(ctx)
-		}
-		if err := t.make(e); err != nil {
-			return t.explain(e.Name, err)
-		}
-	}
-	t.prepared = true
-	return nil
-}
-
-func (t *tree) removeOthers(ctx context.Context) error {
-	wanted := make(map[string]fs.FileMode, len(t.entries))
-	for _, e := range t.entries {
-		wanted[e.Name] = e.Mode.Type()
-	}
-	for name, root := range t.roots {
-		var remove []string
-		err := fs.WalkDir(root.FS(), ".", func(at string, d fs.DirEntry, err error) error {
-			switch {
-			case ctx.Err() != nil:
-				return context.Cause(ctx)
-			case err != nil:
-				return err
-			case at == ".":
-				return nil
-			case at == target.IncompleteMarker:
-				return nil
-			case at == target.LostFound:
-				return fs.SkipDir
-			}
-			if kind, ok := wanted[name+"/"+at]; ok && kind == d.Type() {
-				return nil
-			}
-			remove = append(remove, at)
-			if d.IsDir() {
-				return fs.SkipDir
-			}
-			return nil
-		})
-		for _, at := range remove {
-			if err == nil {
-				err = root.RemoveAll(at)
-			}
-		}
-		if err != nil {
-			return t.explain(name, err)
-		}
-	}
-	return nil
-}
-
-// enoughRoom refuses early what cannot fit; an hour later it would be a full disk.
-func (t *tree) enoughRoom() error {
-	type filesystem struct{ need, free int64 }
-	found := map[uint64]*filesystem{}
-	of := map[string]*filesystem{}
-	for name, root := range t.roots {
-		info, err := root.Stat(".")
-		var st unix.Statfs_t
-		if err == nil {
-			err = unix.Statfs(root.Name(), &st)
-		}
-		if err != nil {
-			return t.explain(name, err)
-		}
-		if st.Type == unix.BTRFS_SUPER_MAGIC {
-			continue // may compress; what it says is free is an estimate
-		}
-		device := info.Sys().(*syscall.Stat_t).Dev
-		if found[device] == nil {
-			found[device] = &filesystem{free: int64(st.Bavail) * st.Bsize}
-			if os.Geteuid() == 0 {
-				found[device].free = int64(st.Bfree) * st.Bsize
-			}
-		}
-		of[name] = found[device]
-	}
-	for _, e := range t.entries {
-		f := of[rootName(e.Name)]
-		if f == nil || !e.Mode.IsRegular() || e.Sparse {
-			continue
-		}
-		f.need += e.Size
-		root, name := t.in(e.Name)
-		if info, err := root.Lstat(name); err == nil && info.Mode().IsRegular() {
-			f.need -= min(e.Size, info.Sys().(*syscall.Stat_t).Blocks*512)
-		}
-		if f.need > f.free {
-			dir := t.Targets[rootName(e.Name)]
-			return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s has room for %.2f GiB, and more is needed", dir, float64(f.free)/(1<<30)),
-				Hint: "free or add space there, or choose another directory"}
-		}
-	}
-	return nil
-}
-
-// make makes one entry, or leaves what is there of it.
-func (t *tree) make(e Entry) error {
-	root, name := t.in(e.Name)
-	if name == "." {
-		return nil
-	}
-	switch e.Mode.Type() {
-	case fs.ModeDir:
-		if err := root.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		return nil
-	case fs.ModeSymlink:
-		if now, err := root.Readlink(name); err == nil {
-			if now == e.Link {
-				return nil
-			}
-			if err := root.Remove(name); err != nil {
-				return err
-			}
-		}
-		return root.Symlink(e.Link, name)
-	}
-	if info, err := root.Lstat(name); err == nil && info.Sys().(*syscall.Stat_t).Nlink > 1 {
-		if err := root.Remove(name); err != nil { // the other name may be somebody else's
-			return err
-		}
-	}
-	f, err := root.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	return errors.Join(sparseFile{f}.resize(e.Size, e.Sparse), f.Close())
-}
-
 // open opens a file of the targets for its blocks.
 func (t *tree) open(name string) (*os.File, error) {
 	root, at := t.in(name)
@@ -408,138 +282,4 @@ func (t *tree) open(name string) (*os.File, error) {
 		return nil, fmt.Errorf("%q is in none of the targets", name)
 	}
 	return root.OpenFile(at, os.O_RDWR|unix.O_NOFOLLOW, 0)
-}
-
-// finish is Peer.Finish.
-func (t *tree) finish(ctx context.Context, last func() error) error {
-	for _, e := range slices.Backward(t.entries) { // directories after what they hold
-		if err := t.own(e); err != nil {
-			return t.explain(e.Name, err)
-		}
-	}
-	if last != nil {
-		if err := last(); err != nil {
-			return err
-		}
-	}
-	for name, root := range t.roots {
-		if err := t.settle(ctx, name, root); err != nil {
-			return t.explain(name, err)
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(t.roots)) {
-		if name == t.Main {
-			continue // the last: without it, all is complete
-		}
-		if err := t.unmark(name); err != nil {
-			return t.explain(name, err)
-		}
-	}
-	return t.explain(t.Main, t.unmark(t.Main))
-}
-
-// own gives an entry its owner, then its mode (a new owner takes the set-user bits away),
-// then its time.
-func (t *tree) own(e Entry) error {
-	root, name := t.in(e.Name)
-	if t.owners.MayGive {
-		uid, gid := t.owners.Of(e.UID, e.GID)
-		if err := root.Lchown(name, uid, gid); err != nil {
-			return err
-		}
-	}
-	if e.Mode.Type() == fs.ModeSymlink {
-		return nil
-	}
-	if err := root.Chmod(name, e.Mode&(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky)); err != nil {
-		return err
-	}
-	at := time.Unix(0, e.ModTime)
-	return root.Chtimes(name, at, at)
-}
-
-// settle brings a target to the disk. One syncfs writes everything at once; the fsyncs after
-// it cost little, and report what older kernels do not report from syncfs.
-func (t *tree) settle(ctx context.Context, name string, root *os.Root) error {
-	dir, err := root.Open(".")
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if err := unix.Syncfs(int(dir.Fd())); err != nil {
-		return err
-	}
-	return fs.WalkDir(root.FS(), ".", func(at string, d fs.DirEntry, err error) error {
-		switch {
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case err != nil:
-			return err
-		case d.Type().IsRegular(), d.IsDir():
-			return syncIn(root, at)
-		}
-		return nil
-	})
-}
-
-func (t *tree) unmark(name string) error {
-	root, dir := t.roots[name], t.Targets[name]
-	before, err := root.Stat(".")
-	if err != nil {
-		return err
-	}
-	if err := root.Remove(target.IncompleteMarker); err != nil {
-		return err
-	}
-	if err := root.Chtimes(".", before.ModTime(), before.ModTime()); err != nil {
-		return err
-	}
-	return errors.Join(syncIn(root, "."), syncPath(filepath.Dir(dir)))
-}
-
-func syncIn(root *os.Root, name string) error {
-	f, err := root.Open(path.Clean(name))
-	if errors.Is(err, fs.ErrPermission) {
-		return nil // what its owner may not even read, syncfs has dealt with
-	} else if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
-func syncPath(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// sparseFile is a file in which zeros may be holes.
-type sparseFile struct{ *os.File }
-
-// resize gives the file its length, and unless it is sparse its room: a full disk is noticed
-// now, and a server may count on the space.
-func (f sparseFile) resize(size int64, sparse bool) error {
-	if err := f.Truncate(size); err != nil || sparse || size == 0 {
-		return err
-	}
-	var st unix.Statfs_t
-	if unix.Fstatfs(int(f.Fd()), &st) == nil && st.Type == unix.BTRFS_SUPER_MAGIC {
-		return nil // what is allocated beforehand is not compressed there
-	}
-	err := unix.Fallocate(int(f.Fd()), 0, 0, size)
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
-		return nil
-	}
-	return err
-}
-
-// clear makes a range zeros.
-func (f sparseFile) clear(offset int64, length int, sparse bool) error {
-	if sparse && unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, int64(length)) == nil {
-		return nil
-	}
-	_, err := f.WriteAt(zeros[:length], offset)
-	return err
 }

@@ -1,0 +1,122 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/respaldo-backup/respaldo/internal/target"
+)
+
+// finish is Peer.Finish.
+func (t *tree) finish(ctx context.Context, last func() error) error {
+	for _, e := range slices.Backward(t.entries) { // directories after what they hold
+		if err := t.own(e); err != nil {
+			return t.explain(e.Name, err)
+		}
+	}
+	if last != nil {
+		if err := last(); err != nil {
+			return err
+		}
+	}
+	for name, root := range t.roots {
+		if err := t.settle(ctx, name, root); err != nil {
+			return t.explain(name, err)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(t.roots)) {
+		if name == t.Main {
+			continue // the last: without it, all is complete
+		}
+		if err := t.unmark(name); err != nil {
+			return t.explain(name, err)
+		}
+	}
+	return t.explain(t.Main, t.unmark(t.Main))
+}
+
+// own gives an entry its owner, then its mode (a new owner takes the set-user bits away),
+// then its time.
+func (t *tree) own(e Entry) error {
+	root, name := t.in(e.Name)
+	if t.owners.MayGive {
+		uid, gid := t.owners.Of(e.UID, e.GID)
+		if err := root.Lchown(name, uid, gid); err != nil {
+			return err
+		}
+	}
+	if e.Mode.Type() == fs.ModeSymlink {
+		return nil
+	}
+	if err := root.Chmod(name, e.Mode&(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky)); err != nil {
+		return err
+	}
+	at := time.Unix(0, e.ModTime)
+	return root.Chtimes(name, at, at)
+}
+
+// settle brings a target to the disk. One syncfs writes everything at once; the fsyncs after
+// it cost little, and report what older kernels do not report from syncfs.
+func (t *tree) settle(ctx context.Context, name string, root *os.Root) error {
+	dir, err := root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return err
+	}
+	return fs.WalkDir(root.FS(), ".", func(at string, d fs.DirEntry, err error) error {
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil:
+			return err
+		case d.Type().IsRegular(), d.IsDir():
+			return syncIn(root, at)
+		}
+		return nil
+	})
+}
+
+func (t *tree) unmark(name string) error {
+	root, dir := t.roots[name], t.Targets[name]
+	before, err := root.Stat(".")
+	if err != nil {
+		return err
+	}
+	if err := root.Remove(target.IncompleteMarker); err != nil {
+		return err
+	}
+	if err := root.Chtimes(".", before.ModTime(), before.ModTime()); err != nil {
+		return err
+	}
+	return errors.Join(syncIn(root, "."), syncPath(filepath.Dir(dir)))
+}
+
+func syncIn(root *os.Root, name string) error {
+	f, err := root.Open(path.Clean(name))
+	if errors.Is(err, fs.ErrPermission) {
+		return nil // what its owner may not even read, syncfs has dealt with
+	} else if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+func syncPath(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
