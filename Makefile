@@ -4,10 +4,13 @@ export CGO_ENABLED = 0
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: build test demo lab bench soak clean
+.PHONY: build deb test demo lab bench soak clean
 
 build:
 	go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o dist/respaldo ./cmd/respaldo
+
+deb: build
+	sh packaging/deb.sh dist/respaldo dist
 
 # Host tests first: they fail sooner; among them the longest first. -count=1 because go test cannot see what a guest runs.
 test:

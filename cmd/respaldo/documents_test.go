@@ -21,6 +21,8 @@ var (
 // code also with its arguments.
 func TestDocumentedCommands(t *testing.T) {
 	documents, _ := filepath.Glob("../../docs/*.md")
+	spanish, _ := filepath.Glob("../../docs/es/*.md")
+	documents = append(documents, spanish...)
 	units, _ := filepath.Glob("../../packaging/systemd/*.service")
 	documents = slices.Concat(documents, units, []string{"../../README.md"})
 	tried := 0

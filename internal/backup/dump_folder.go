@@ -105,18 +105,3 @@ func syncTree(dir string) error {
 		return errors.Join(f.Sync(), f.Close())
 	})
 }
-
-// sizeOf is what the regular files below a path hold.
-func sizeOf(path string) (sum int64, err error) {
-	err = filepath.WalkDir(path, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		info, err := d.Info()
-		if err == nil {
-			sum += info.Size()
-		}
-		return err
-	})
-	return sum, err
-}

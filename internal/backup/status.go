@@ -172,7 +172,7 @@ func (s *Site) list(ctx context.Context) (list []respaldo.Backup, err error) {
 	}
 	defer closeRepo(ctx, repository, &err)
 	all, err := repository.List(ctx, s.Server)
-	return s.ours(all), err
+	return slices.DeleteFunc(s.ours(all), func(b respaldo.Backup) bool { return b.Manifest.Dump != nil }), err
 }
 
 func (st *Status) judgeAge(most time.Duration) {
