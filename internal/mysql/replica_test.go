@@ -12,7 +12,7 @@ import (
 func TestFollowStatements(t *testing.T) {
 	source := Source{Host: "db1", Port: 3307, User: "repl", Password: `it's a "\"`}
 	at := respaldo.Coordinates{File: "binlog.000007", Position: 4711, GTIDSet: "uuid:1-5"}
-	const login8 = `SOURCE_HOST='db1', SOURCE_PORT=3307, SOURCE_USER='repl', SOURCE_PASSWORD='it\'s a "\\"'`
+	const login8 = `SOURCE_HOST='db1', SOURCE_PORT=3307, SOURCE_USER='repl', SOURCE_PASSWORD='it''s a "\\"'`
 	login := strings.ReplaceAll(login8, "SOURCE_", "MASTER_")
 	for _, c := range []struct {
 		major, minor, patch int
