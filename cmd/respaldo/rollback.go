@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
@@ -130,7 +131,7 @@ func lossFields(f *table, plan backup.RollbackPlan) {
 	l := plan.Lost
 	f.field("lost", fmt.Sprintf("what was written in the last %s", backup.FormatDuration(time.Duration(l.Seconds*float64(time.Second)))))
 	if l.To.File != "" {
-		f.field("", fmt.Sprintf("from %s to %s, %s of binlogs in %d files", l.From, l.To, backup.FormatBytes(l.BinlogBytes), len(l.Binlogs)))
+		f.field("", fmt.Sprintf("from %s to %s, %s of binlogs in %s", l.From, l.To, backup.FormatBytes(l.BinlogBytes), english.Plural(len(l.Binlogs), "file", "")))
 	}
 	if l.Transactions >= 0 {
 		f.field("", fmt.Sprintf("%d transactions", l.Transactions))

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/dustin/go-humanize/english"
+
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
@@ -152,7 +154,7 @@ func (op *operation) copyTail(ctx context.Context, f *frozen) error {
 		return &respaldo.Error{Kind: respaldo.Failed, What: "cannot copy the binlogs up to " + f.quiesced.Coordinates.String(),
 			Hint: "make room in " + op.workDir() + ", or set state_dir to a larger filesystem", Err: err}
 	}
-	op.Report.Step("binlogs", fmt.Sprintf("%d files copied up to %s", len(names), f.quiesced.Coordinates))
+	op.Report.Step("binlogs", fmt.Sprintf("%s copied up to %s", english.Plural(len(names), "file", ""), f.quiesced.Coordinates))
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/dustin/go-humanize/english"
 	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
@@ -119,7 +120,7 @@ func (op *operation) copyBinlogs(ctx context.Context, p *RollbackPlan, r *rollba
 	for _, b := range binlogs {
 		p.saved = append(p.saved, b.Name)
 	}
-	op.Report.Step("binlogs", fmt.Sprintf("%d files since the snapshot are in %s", len(p.saved), p.SaveTo))
+	op.Report.Step("binlogs", fmt.Sprintf("%s since the snapshot in %s", english.Plural(len(p.saved), "file", ""), p.SaveTo))
 	ledger.Point("rollback.saved")
 	return nil
 }
