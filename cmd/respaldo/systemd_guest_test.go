@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/lab/guest"
 )
 
@@ -80,6 +81,7 @@ func (h *machine) rollBack(t *testing.T) {
 	if failed := guest.Run(t, "systemctl", "list-units", "--failed", "--no-legend", "--plain"); failed != "" {
 		t.Errorf("units that failed:\n%s", failed)
 	}
+	h.ok("status") // the volume is another, and the same to whoever looks
 	h.server.Exec(t, "INSERT INTO shop.notes VALUES (2, 'after the rollback')")
 	text, err := json.Marshal(guest.Checksums(t, h.server.DB))
 	if err == nil {
@@ -134,9 +136,21 @@ func (h *machine) besideUdev(t *testing.T) {
 		guest.Eventually(t, testLimit, func() error { return held(name) })
 	}
 	h.ok("snapshot", "remove", name)
-	h.backup()
+	h.unitsRun(t)
 	guest.Run(t, "udevadm", "settle")
 	before.NothingLeft(t, "/sbin/dmeventd") // which the first snapshot started
+}
+
+// unitsRun has systemd run the package's units, which call /usr/bin/respaldo.
+func (h *machine) unitsRun(t *testing.T) {
+	guest.Run(t, "sh", "-c", "ln -sf \"$(command -v respaldo)\" /usr/bin/respaldo && cp /src/packaging/systemd/* /etc/systemd/system/ && systemctl daemon-reload")
+	for _, unit := range []string{"respaldo-backup@main", "respaldo-cleanup@main", "respaldo-status"} {
+		guest.Run(t, "systemctl", "start", unit+".service") // waits for a oneshot, and fails with it
+	}
+	var list []respaldo.Backup
+	if h.into(&list, "list"); len(list) != 1 || !list[0].Manifest.Proof.OK {
+		t.Errorf("after the units ran there is %+v", list)
+	}
 }
 
 // curious makes udev start something that keeps every new logical volume open for a while, as

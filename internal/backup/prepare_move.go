@@ -78,8 +78,11 @@ func (w *preparing) stop(ctx context.Context) error {
 		w.stopped = time.Now()
 	}
 	ledger.Point("prepare.stopping")
-	// Once it is being stopped, it is waited for: a copy of files that change is none.
-	if err := w.service.Stop(context.WithoutCancel(ctx), gone); err != nil {
+	// Once it is being stopped, it is waited for, also by who has lost patience: a server
+	// that is about to end cannot be started again.
+	waiting, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownPatience)
+	defer cancel()
+	if err := w.service.Stop(waiting, gone); err != nil {
 		return err
 	}
 	return w.running()

@@ -280,7 +280,7 @@ func (s *Site) statusOfVolume(ctx context.Context, st *Status, was respaldo.Volu
 		return // a thick snapshot's room is its own
 	}
 	v, err := s.volumes().Find(ctx, was.MountPoint)
-	if err == nil && v.Describe().ID != was.ID {
+	if err == nil && !sameStorage(v.Describe(), was) {
 		err = errors.New("another volume is mounted at " + was.MountPoint + " than at the last backup")
 	}
 	if err != nil {

@@ -162,7 +162,7 @@ func (s *Service) StartCommand() []string {
 }
 
 // Stop stops the server and returns when gone says that its process has ended, however
-// long its shutdown takes, or with ctx's cause. A server that does not run is no error.
+// long its shutdown takes, or with an error of the kind of ctx's cause. A server that does not run is no error.
 // The command, once begun, is not interrupted.
 func (s *Service) Stop(ctx context.Context, gone func() bool) error {
 	if err := s.do(ctx, "stop", s.StopCommand()); err != nil {
@@ -173,7 +173,8 @@ func (s *Service) Stop(ctx context.Context, gone func() bool) error {
 	for !gone() {
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return &respaldo.Error{Kind: respaldo.KindOf(context.Cause(ctx)), What: "the server (" + s.String() + ") was told to stop, and its process has not ended",
+				Hint: "see its error log: a server with much to write may take long, one that was not told at all needs another stop command", Err: context.Cause(ctx)}
 		case <-tick.C:
 		}
 	}
