@@ -147,6 +147,9 @@ func (op *operation) sendImage(ctx context.Context, img openedImage, request Clo
 	a := arrival{Manifest: img.Manifest, Targets: targets, Image: img.What, Force: request.Force, Refresh: request.Refresh,
 		Start: request.Start || request.Replica != nil, Server: request.Server, Replica: request.Replica}
 	if a.Replica != nil {
+		if err := mysql.Followable(img.Manifest); err != nil {
+			return err
+		}
 		source := *a.Replica
 		if source.Host == "" {
 			source.Host = img.Manifest.Variables["report_host"]

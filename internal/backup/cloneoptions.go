@@ -25,7 +25,7 @@ var alike = []string{
 var programDirs = []string{"basedir", "lc_messages_dir", "character_sets_dir", "plugin_dir"}
 
 // cloneOptions is the option file of a clone's server.
-func cloneOptions(a arrival, d mysql.Daemon, relayLog string) string {
+func cloneOptions(a arrival, d mysql.Daemon) string {
 	m := a.Manifest
 	lines := []string{
 		fmt.Sprintf("# Written by respaldo for a clone of server %s on %s, as of %s (%s).", m.Server, m.Host, m.Taken.UTC().Format(time.RFC3339), m.Quiesced.Coordinates),
@@ -85,7 +85,7 @@ func cloneOptions(a arrival, d mysql.Daemon, relayLog string) string {
 		if _, known := m.Variables["super_read_only"]; known {
 			add("super_read_only=ON")
 		}
-		add("relay_log=" + relayLog)
+		add("relay_log=" + mysql.RelayLog)
 		// With it, 5.6 does not start a replica that has not applied anything yet.
 		if m.Version.Flavor == respaldo.MariaDB || m.Version.AtLeast(respaldo.MySQL, 5, 7, 0) {
 			add("relay_log_recovery=ON")

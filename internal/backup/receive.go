@@ -235,10 +235,9 @@ func (s *Site) receiveAll(ctx context.Context, p *transfer.Peer, a arrival) (_ a
 		op.Binary = nil
 		a.Manifest.Binary = program
 	}
-	relayLog := ""
 	err = p.Finish(ctx, func() error {
 		if a.Replica != nil {
-			if relayLog, err = op.makeReplica(ctx, a); err != nil {
+			if err := op.makeReplica(ctx, a); err != nil {
 				return err
 			}
 		}
@@ -267,7 +266,7 @@ func (s *Site) receiveAll(ctx context.Context, p *transfer.Peer, a arrival) (_ a
 		return nil, err
 	}
 	if a.Start {
-		got.Running, err = op.startClone(ctx, a, program, relayLog)
+		got.Running, err = op.startClone(ctx, a, program)
 	}
 	return got, err
 }
@@ -285,24 +284,23 @@ func writeRecord(a arrival) error {
 
 // makeReplica has a private server, which nobody reaches and which asks for no password,
 // recover the files and write down whom to follow.
-func (op *operation) makeReplica(ctx context.Context, a arrival) (relayLog string, err error) {
-	err = op.instance(ctx, a.Manifest, restoredDirs(a.Manifest.Layout, a.Targets), func(request mysql.InstanceRequest) error {
-		request.Options = append(request.Options, "--innodb-fast-shutdown=1")
+func (op *operation) makeReplica(ctx context.Context, a arrival) error {
+	err := op.instance(ctx, a.Manifest, restoredDirs(a.Manifest.Layout, a.Targets), func(request mysql.InstanceRequest) error {
+		request.Options = append(request.Options, mysql.ForReplica()...)
 		instance, err := mysql.StartInstance(ctx, request)
 		if err != nil {
 			return err
 		}
-		relayLog, err = instance.Follow(ctx, *a.Replica)
-		return joinErrors(err, instance.Stop(ctx))
+		return joinErrors(instance.Follow(ctx, *a.Replica), instance.Stop(ctx))
 	})
 	if err == nil {
 		op.Report.Step("replica", fmt.Sprintf("is to follow %s:%d from %s", a.Replica.Host, a.Replica.Port, a.Manifest.Quiesced.Coordinates))
 	}
-	return relayLog, err
+	return err
 }
 
 // startClone writes the option file, unless an earlier clone left one, and starts the server.
-func (op *operation) startClone(ctx context.Context, a arrival, program respaldo.Binary, relayLog string) (*RunningClone, error) {
+func (op *operation) startClone(ctx context.Context, a arrival, program respaldo.Binary) (*RunningClone, error) {
 	d, err := cloneDaemon(a)
 	if err != nil {
 		return nil, err
@@ -315,7 +313,7 @@ func (op *operation) startClone(ctx context.Context, a arrival, program respaldo
 	stat := info.Sys().(*syscall.Stat_t)
 	d.UID, d.GID = int(stat.Uid), int(stat.Gid)
 	if !a.Refresh || !exists(d.OptionFile) {
-		text := cloneOptions(a, d, relayLog)
+		text := cloneOptions(a, d)
 		if err := writeDurably(d.OptionFile, []byte(text)); err != nil {
 			return nil, err
 		}
