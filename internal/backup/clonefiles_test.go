@@ -1,6 +1,9 @@
 package backup
 
 import (
+	"context"
+	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -10,6 +13,7 @@ import (
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
 	"github.com/respaldo-backup/respaldo/internal/target"
+	"github.com/respaldo-backup/respaldo/internal/transfer"
 )
 
 // arrivalAt is a clone of a server that goes into an empty directory of the test.
@@ -209,5 +213,50 @@ func TestWriteDurablyFollowsNoLink(t *testing.T) {
 	}
 	if info, err := os.Lstat(path); err != nil || info.Mode() != 0o644 {
 		t.Errorf("%v, %v", info, err)
+	}
+}
+
+// pipes is a connection to a receiver in this process.
+type pipes struct {
+	io.Reader
+	io.Writer
+	close func()
+}
+
+func (p pipes) Close() error { p.close(); return nil }
+
+// A connection that was cut when all was there: its sender has done what remains, another
+// run's is refused as before.
+func TestFinishAfterACut(t *testing.T) {
+	a := arrivalAt(t)
+	if err := a.writeRecord(); err != nil {
+		t.Fatal(err)
+	}
+	a.put(t, "/ibdata1", "data")
+	dir := t.TempDir()
+	site := &Site{Server: Receivers, Program: "test", StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), Report: &said{}}
+	opener := transfer.Opener{Node: "there", Open: func(ctx context.Context) (transfer.Conn, error) {
+		theirIn, out := io.Pipe()
+		in, theirOut := io.Pipe()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			site.Receive(ctx, theirIn, theirOut)
+			theirOut.Close()
+		}()
+		return pipes{in, out, func() { out.Close(); in.Close(); <-ended }}, nil
+	}}
+	op := &operation{Site: &Site{Program: "test", Report: &said{}}}
+	cut := errors.New("the connection broke")
+	var done Cloned
+	if err := op.finishAgain(t.Context(), opener, a, &done, cut); err != nil || done.Targets[dataName] != a.Targets[dataName] {
+		t.Errorf("its own: %v, %+v", err, done)
+	}
+	a.Session = "run 2"
+	if err := op.finishAgain(t.Context(), opener, a, &done, cut); err != cut {
+		t.Errorf("another run's: %v", err)
+	}
+	if left, err := os.ReadDir(site.StateDir); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }

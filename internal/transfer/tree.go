@@ -155,16 +155,14 @@ func refuseMounts(dir string) error {
 	if err != nil {
 		return err
 	}
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(real))
-	if err != nil {
+	below := strings.TrimSuffix(real, "/") + "/"
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.Mountpoint == "/" || !strings.HasPrefix(m.Mountpoint, below), false
+	})
+	if err != nil || len(mounts) == 0 {
 		return err
 	}
-	for _, m := range mounts {
-		if m.Mountpoint != real {
-			return mountedIn(dir, m.Mountpoint)
-		}
-	}
-	return nil
+	return mountedIn(dir, mounts[0].Mountpoint)
 }
 
 func mountedIn(dir, at string) error {
