@@ -134,21 +134,8 @@ func cloneDaemon(a arrival) (d mysql.Daemon, at CloneServer, err error) {
 		at.Socket = filepath.Join(d.DataDir, "mysqld.sock")
 	}
 	if a.keeps() {
-		socket, bind, port, err := d.Told()
-		if err != nil {
+		if err := at.asTold(d); err != nil {
 			return d, at, err
-		}
-		if socket == "" {
-			return d, at, &respaldo.Error{Kind: respaldo.Refused, What: d.OptionFile + " says no socket, so the server could not be asked whether it runs", Hint: "add socket=" + at.Socket + " below [mysqld]"}
-		}
-		at.Socket = socket
-		if bind != "" {
-			at.Bind = bind
-		}
-		if port != "" {
-			if at.Port, err = strconv.Atoi(port); err != nil {
-				return d, at, &respaldo.Error{Kind: respaldo.Usage, What: d.OptionFile + ": port=" + port + " is no number", Hint: "correct the line"}
-			}
 		}
 	}
 	d.Socket = at.Socket
@@ -156,6 +143,33 @@ func cloneDaemon(a arrival) (d mysql.Daemon, at CloneServer, err error) {
 		return d, at, &respaldo.Error{Kind: respaldo.Usage, What: d.Socket + " is no absolute path", Hint: "name the socket from the root"}
 	}
 	return d, at, nil
+}
+
+// asTold takes from an option file that stays where its server listens.
+func (c *CloneServer) asTold(d mysql.Daemon) error {
+	told, err := d.Told()
+	if err != nil {
+		return err
+	}
+	wrong := func(what, hint string) error {
+		return &respaldo.Error{Kind: respaldo.Refused, What: d.OptionFile + " " + what, Hint: hint}
+	}
+	if told["socket"] == "" {
+		return wrong("says no socket, so the server could not be asked whether it runs", "add socket="+c.Socket+" below [mysqld]")
+	}
+	if resolved(told["datadir"]) != resolved(d.DataDir) {
+		return wrong("is of another data directory ("+told["datadir"]+")", "correct datadir there, or move the file away for a new one")
+	}
+	if port := told["port"]; port != "" {
+		if c.Port, err = strconv.Atoi(port); err != nil {
+			return wrong("says port="+port+", which is no number", "correct the line")
+		}
+	}
+	c.Socket = told["socket"]
+	if bind := told["bind_address"]; bind != "" {
+		c.Bind = bind
+	}
+	return nil
 }
 
 const longestSocket = 107 // unix(7)

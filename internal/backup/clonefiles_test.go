@@ -124,7 +124,7 @@ func TestOptionFileOfAnEarlierClone(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := first.Targets[dataName]
-	first.put(t, ".cnf", "[mysqld]\nsocket=elsewhere.sock\nport = 3400\nbind-address=0.0.0.0\n")
+	first.put(t, ".cnf", "[mysqld]\ndatadir="+dir+"\nsocket=elsewhere.sock\nport = 3400\nbind-address=0.0.0.0\n")
 	if !first.complete() || !first.keeps() {
 		t.Error("after its connection was cut, a sender does not find its own clone")
 	}
@@ -137,6 +137,12 @@ func TestOptionFileOfAnEarlierClone(t *testing.T) {
 	if err != nil || d.Socket != filepath.Join(dir, "elsewhere.sock") || at.Port != 3400 || at.Bind != "0.0.0.0" {
 		t.Errorf("it listens at %s and %+v, %v", d.Socket, at, err)
 	}
+	moved, _ := os.ReadFile(dir + ".cnf")
+	again.put(t, ".cnf", "[mysqld]\ndatadir=/var/lib/mysql\nsocket=s\n")
+	if _, _, err := cloneDaemon(again); respaldo.KindOf(err) != respaldo.Refused || !strings.Contains(err.Error(), "another data directory") {
+		t.Errorf("an option file of another server: %v", err)
+	}
+	again.put(t, ".cnf", string(moved))
 	again.Replica = &mysql.Source{Host: "db1"}
 	if again.keeps() {
 		t.Error("a replica with the option file of none")

@@ -109,9 +109,11 @@ func (s *Site) lookAround(ctx context.Context, p *transfer.Peer, a arrival) (any
 	}
 	earlier := ""
 	if ours != 0 { // it is stopped first
-		if earlier, _, _, err = d.Told(); err != nil {
+		told, err := d.Told()
+		if err != nil {
 			return nil, err
 		}
+		earlier = told["socket"]
 	} else if err := portFree(at.Bind, at.Port); err != nil {
 		return nil, err
 	}

@@ -196,27 +196,21 @@ func (d Daemon) isAt(pid int) bool {
 	return err == nil && os.SameFile(home, here)
 }
 
-// Told reads from the option file, which is the user's to change, where the server listens;
-// "" is what it does not say.
-func (d Daemon) Told() (socket, bind, port string, err error) {
+// Told is what the option file, which is the user's to change, says: by the names of the
+// variables. Paths are whole.
+func (d Daemon) Told() (map[string]string, error) {
 	parsed, err := readOptionFiles([]string{d.OptionFile}, []string{"mysqld", "server", "mariadb", "mariadbd"})
 	if err != nil {
-		return "", "", "", &respaldo.Error{Kind: respaldo.Usage, What: "cannot understand " + d.OptionFile, Hint: "correct the line", Err: err}
+		return nil, &respaldo.Error{Kind: respaldo.Usage, What: "cannot understand " + d.OptionFile, Hint: "correct the line", Err: err}
 	}
+	told := map[string]string{}
 	for _, option := range parsed.options {
-		switch option.name {
-		case "socket":
-			socket = option.value
-		case "bind-address":
-			bind = option.value
-		case "port":
-			port = option.value
-		}
+		told[strings.ReplaceAll(option.name, "-", "_")] = option.value
 	}
-	if socket != "" && !filepath.IsAbs(socket) {
-		socket = filepath.Join(d.DataDir, socket)
+	if socket := told["socket"]; socket != "" && !filepath.IsAbs(socket) {
+		told["socket"] = filepath.Join(d.DataDir, socket)
 	}
-	return socket, bind, port, nil
+	return told, nil
 }
 
 // Stop ends it in order if it runs, and tells whether it did.
