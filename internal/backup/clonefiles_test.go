@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,7 +12,9 @@ import (
 	"testing"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
+	"github.com/respaldo-backup/respaldo/internal/run"
 	"github.com/respaldo-backup/respaldo/internal/target"
 	"github.com/respaldo-backup/respaldo/internal/transfer"
 )
@@ -264,5 +267,31 @@ func TestFinishAfterACut(t *testing.T) {
 	}
 	if left, err := os.ReadDir(site.StateDir); err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// What a killed receiver has left goes with any server's cleanup.
+func TestCleanupSweepsReceivers(t *testing.T) {
+	dir := t.TempDir()
+	site := &Site{Server: "shop", StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), Run: run.Local{}, Log: slog.New(slog.DiscardHandler), Report: &said{}}
+	l, err := ledger.OpenSide(site.StateDir, Receivers, "receive", site.RunDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := &operation{Site: site, scope: l.Server(), ledger: l}
+	left := filepath.Join(dead.socketDir(), l.Run(), "instance")
+	if err := os.MkdirAll(left, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	alive, err := site.Cleanup(t.Context())
+	if err != nil || len(alive.Removed) != 0 || !exists(left) {
+		t.Errorf("of a living one: %v, %+v", err, alive)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	swept, err := site.Cleanup(t.Context())
+	if err != nil || len(swept.Removed) != 1 || exists(left) {
+		t.Errorf("of a dead one: %v, %+v", err, swept)
 	}
 }
