@@ -188,7 +188,7 @@ and ends with the connection.`,
 			if err != nil {
 				return err
 			}
-			site := &backup.Site{Server: "clone", Host: hostName(), Program: buildVersion().Version, StateDir: c.StateDir, RunDir: c.RunDir, LVMConfig: c.LVMConfig,
+			site := &backup.Site{Server: backup.Receivers, Host: hostName(), Program: buildVersion().Version, StateDir: c.StateDir, RunDir: c.RunDir, LVMConfig: c.LVMConfig,
 				Run: runner.Local{Log: a.log}, Log: a.log, Report: a.progress()}
 			return site.Receive(cmd.Context(), os.Stdin, a.stdout)
 		},

@@ -69,17 +69,21 @@ func (s *cloneStand) args(more ...string) []string {
 	return append(args, more...)
 }
 
-// replica are the arguments for one. Its server is to be small.
+// replica are the arguments for one.
 func (s *cloneStand) replica(more ...string) []string {
-	args := s.args("--replica", "--bind", "0.0.0.0", "--port", fmt.Sprint(nodePort), "--set", "performance_schema=OFF", "--set", "innodb_buffer_pool_size=32M",
-		"--set", "loose_innodb_buffer_pool_size_max=64M")
-	return append(args, more...)
+	return s.args(append(serverAt(nodePort), append([]string{"--replica"}, more...)...)...)
 }
 
-func (s *cloneStand) connect() *sql.DB {
+// serverAt are the arguments for a small server.
+func serverAt(port int) []string {
+	return []string{"--bind", "0.0.0.0", "--port", fmt.Sprint(port), "--set", "performance_schema=OFF", "--set", "innodb_buffer_pool_size=32M",
+		"--set", "loose_innodb_buffer_pool_size_max=64M"}
+}
+
+func (s *cloneStand) connect(port int) *sql.DB {
 	s.t.Helper()
 	cfg := driver.NewConfig()
-	cfg.User, cfg.Passwd, cfg.Net, cfg.Addr = "dba", dbaSecret, "tcp", fmt.Sprintf("%s:%d", otherNode, nodePort)
+	cfg.User, cfg.Passwd, cfg.Net, cfg.Addr = "dba", dbaSecret, "tcp", fmt.Sprintf("%s:%d", otherNode, port)
 	connector, err := driver.NewConnector(cfg)
 	if err != nil {
 		s.t.Fatal(err)
@@ -141,7 +145,7 @@ func TestClone(t *testing.T) {
 			if err := load.Stop(); err != nil {
 				t.Error(err)
 			}
-			db := s.connect()
+			db := s.connect(nodePort)
 			s.sameAsOrigin(db)
 			s.isReplica(db)
 
@@ -159,10 +163,13 @@ func TestClone(t *testing.T) {
 				t.Errorf("a refresh of what is almost the same: %+v", again)
 			}
 			s.server.Exec(t, "INSERT INTO shop.customers VALUES (1001, 'after the refresh')")
-			db = s.connect()
+			db = s.connect(nodePort)
 			s.sameAsOrigin(db)
 			s.isReplica(db)
 			s.before.NothingLeft(t)
+			if i == 0 {
+				s.kept(t)
+			}
 			if secret := s.there(`grep -rl 'a "secret"' /srv/node/*/*.cnf /srv/node/*/*.err /srv/node/*/*.json /root/.cache/*/*.log 2>/dev/null || true`); strings.TrimSpace(secret) != "" {
 				t.Errorf("the password of the account is in %s", secret)
 			}
@@ -245,11 +252,41 @@ func (s *cloneStand) refusals(t *testing.T) {
 	if o := s.fails(3, s.replica("--replica-user", "dba", "--replica-password-file", "/dev/null")...); !strings.Contains(o.stderr, "Access denied") {
 		t.Errorf("a wrong password: %s", o.stderr)
 	}
+	s.there("echo '[mysqld]' >" + s.to + ".cnf")
+	if o := s.fails(3, s.replica()...); !strings.Contains(o.stderr, s.to+".cnf is there") {
+		t.Errorf("an option file of somebody's own: %s", o.stderr)
+	}
+	s.there("rm " + s.to + ".cnf")
 	if soak {
 		if o := s.fails(3, s.replica("--mysqld", "/usr/bin/ls")...); !strings.Contains(o.stderr, "server program") {
 			t.Errorf("no server there: %s", o.stderr)
 		}
 	}
+	s.before.NothingLeft(t)
+}
+
+// kept clones a kept snapshot, with a server on it: it has what the origin had then.
+func (s *cloneStand) kept(t *testing.T) {
+	t.Helper()
+	taken := s.take().Snapshot.Name
+	then := guest.Checksums(t, s.server.DB)
+	s.server.Exec(t, "INSERT INTO shop.customers VALUES (1002, 'after the snapshot')")
+	other := &cloneStand{stand: s.stand, to: s.to + "-kept"}
+	args := other.args(append(serverAt(nodePort+1), "--start")...)
+	args[1] = taken
+	var done backup.Cloned
+	s.into(&done, args...)
+	now := guest.Checksums(t, s.connect(nodePort+1))
+	if len(now) != len(then) {
+		t.Errorf("%d tables there, %d in the snapshot", len(now), len(then))
+	}
+	for table, sum := range then {
+		if now[table] != sum {
+			t.Errorf("%s has checksum %s there, %s in the snapshot", table, now[table], sum)
+		}
+	}
+	s.there(fmt.Sprintf("kill %[1]d; while kill -0 %[1]d 2>/dev/null; do sleep .2; done", done.Running.PID))
+	s.ok("snapshot", "remove", taken)
 	s.before.NothingLeft(t)
 }
 

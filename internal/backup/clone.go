@@ -2,10 +2,8 @@ package backup
 
 import (
 	"context"
-
 	"fmt"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
@@ -85,6 +83,9 @@ type RunningClone struct {
 // on it if asked. What was cut short is resumed by the same call: until it is complete the
 // directory there carries a mark. Nothing stays here.
 func (s *Site) Clone(ctx context.Context, request CloneRequest) (done Cloned, err error) {
+	if err := request.Server.checkOptions(); err != nil {
+		return done, err
+	}
 	op, err := s.beginSide(ctx, "clone")
 	if err != nil {
 		return done, err
@@ -122,6 +123,7 @@ type arrival struct {
 	Start    bool              `json:"start,omitempty"`
 	Server   CloneServer       `json:"server"`
 	Replica  *mysql.Source     `json:"replica,omitempty"`
+	Session  string            `json:"session"` // this run of the sender
 }
 
 // looked is what the receiver found before anything is sent.
@@ -135,6 +137,8 @@ const (
 	callStop   = "stop"   // ends the server of an earlier clone
 	callFinish = "finish" // everything is there
 	callFollow = "follow" // wait for the replica
+
+	callComplete = "complete" // is this sender's clone complete?
 )
 
 func (op *operation) sendImage(ctx context.Context, img openedImage, request CloneRequest, done *Cloned) error {
@@ -145,8 +149,11 @@ func (op *operation) sendImage(ctx context.Context, img openedImage, request Clo
 	}
 	done.Image, done.Taken, done.At = img.Name, img.Manifest.Taken, img.Manifest.Quiesced.Coordinates
 	a := arrival{Manifest: img.Manifest, Targets: targets, Image: img.What, Force: request.Force, Refresh: request.Refresh,
-		Start: request.Start || request.Replica != nil, Server: request.Server, Replica: request.Replica}
+		Start: request.Start || request.Replica != nil, Server: request.Server, Replica: request.Replica, Session: op.ledger.Run()}
 	if a.Replica != nil {
+		if err := mysql.Followable(img.Manifest); err != nil {
+			return err
+		}
 		source := *a.Replica
 		if source.Host == "" {
 			source.Host = img.Manifest.Variables["report_host"]
@@ -167,7 +174,7 @@ func (op *operation) sendImage(ctx context.Context, img openedImage, request Clo
 	if err != nil {
 		return contextCause(ctx, err)
 	}
-	start := time.Now()
+	start, finishing := time.Now(), false
 	ledger.Point("clone.send")
 	done.Sent, err = transfer.Send(ctx, transfer.Request{
 		Opener: opener, Program: op.Program, Listing: listing, Parallel: request.Parallel,
@@ -177,15 +184,35 @@ func (op *operation) sendImage(ctx context.Context, img openedImage, request Clo
 		Finish: func(c *transfer.Client) error {
 			op.Report.Step("sent", fmt.Sprintf("%d files, %s", listing.Files, FormatBytes(listing.Bytes)))
 			ledger.Point("clone.finish")
+			finishing = true
 			return c.Call(callFinish, a, &done.Received)
 		},
 	})
+	if err != nil && finishing && ctx.Err() == nil {
+		err = op.finishAgain(ctx, opener, a, done, err)
+	}
 	if err != nil {
 		return contextCause(ctx, err)
 	}
 	done.Seconds = time.Since(start).Seconds()
 	op.Report.Step("complete", fmt.Sprintf("%s on %s; %s differed, %s went over the wire", targets[dataName], request.Node, FormatBytes(done.Changed), FormatBytes(done.Carried)))
 	return nil
+}
+
+// finishAgain is for a connection that was cut at the very end. A clone that is complete
+// cannot be sent again, as its directory is not empty, or its server runs: what remains is
+// done. Else the error stays what it was.
+func (op *operation) finishAgain(ctx context.Context, o transfer.Opener, a arrival, done *Cloned, cause error) error {
+	c, err := o.Dial(ctx, op.Program, op.told)
+	if err != nil {
+		return cause
+	}
+	defer c.Close()
+	var complete bool
+	if err := c.Call(callComplete, a, &complete); err != nil || !complete {
+		return cause
+	}
+	return c.Call(callFinish, a, &done.Received)
 }
 
 // rootsOf are the image's places under their stored names. One of which there is no copy
@@ -273,12 +300,6 @@ func (op *operation) awaitReplica(ctx context.Context, request CloneRequest, don
 	}
 	op.Report.Step("follows", fmt.Sprintf("has applied everything up to %s, where the origin stood after its start", at))
 	return &at, nil
-}
-
-// besideOf are the files that belong to a clone and lie beside its data directory.
-func besideOf(dir string) (optionFile, log, record string) {
-	dir = filepath.Clean(dir)
-	return dir + ".cnf", dir + ".err", dir + ".respaldo.json"
 }
 
 func sortedDirs(targets map[string]string) []string { return slices.Sorted(maps.Values(targets)) }

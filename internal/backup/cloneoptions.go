@@ -24,19 +24,49 @@ var alike = []string{
 // programDirs belong to the program, and hold where that is the origin's.
 var programDirs = []string{"basedir", "lc_messages_dir", "character_sets_dir", "plugin_dir"}
 
+// optionFileHead begins each option file of ours.
+const optionFileHead = "# Written by respaldo for a clone"
+
+// ruled are the options that have flags, or that the rest relies on.
+var ruled = map[string]string{
+	"socket": "--socket says where it is", "port": "--port says which", "bind_address": "--bind says which",
+	"datadir": "it is DIR", "pid_file": "it is in DIR", "log_error": "it is DIR.err", "relay_log": "it is in DIR", "relay_log_index": "it is in DIR",
+}
+
+// checkOptions refuses lines that are no options, or not the user's to set. A server takes
+// the beginning of a name for the name.
+func (c CloneServer) checkOptions() error {
+	for _, line := range c.Options {
+		name := optionName(line)
+		if name == "" || strings.ContainsAny(name, "[]!#; ") || strings.ContainsAny(line, "\r\n") {
+			return &respaldo.Error{Kind: respaldo.Usage, What: fmt.Sprintf("--set %q is no line of an option file", line), Hint: "it has the form NAME=VALUE"}
+		}
+		for other, instead := range ruled {
+			if strings.HasPrefix(other, name) {
+				return &respaldo.Error{Kind: respaldo.Usage, What: "--set cannot set " + other, Hint: instead}
+			}
+		}
+	}
+	return nil
+}
+
+// optionName is what a line sets, in the one of its spellings that the variable has.
+func optionName(line string) string {
+	name, _, _ := strings.Cut(line, "=")
+	return strings.TrimPrefix(strings.ReplaceAll(strings.TrimSpace(name), "-", "_"), "loose_")
+}
+
 // cloneOptions is the option file of a clone's server.
-func cloneOptions(a arrival, d mysql.Daemon, relayLog string) string {
+func cloneOptions(a arrival, d mysql.Daemon) string {
 	m := a.Manifest
 	lines := []string{
-		fmt.Sprintf("# Written by respaldo for a clone of server %s on %s, as of %s (%s).", m.Server, m.Host, m.Taken.UTC().Format(time.RFC3339), m.Quiesced.Coordinates),
+		fmt.Sprintf(optionFileHead+" of server %s on %s, as of %s (%s).", m.Server, m.Host, m.Taken.UTC().Format(time.RFC3339), m.Quiesced.Coordinates),
 		"# It is yours to change: a refresh leaves it as it is.",
 		"[mysqld]",
 	}
 	set := map[string]bool{}
 	add := func(line string) {
-		name, _, _ := strings.Cut(line, "=")
-		name = strings.ReplaceAll(strings.TrimPrefix(name, "loose_"), "-", "_")
-		if !set[name] {
+		if name := optionName(line); !set[name] {
 			set[name] = true
 			lines = append(lines, line)
 		}
@@ -85,7 +115,7 @@ func cloneOptions(a arrival, d mysql.Daemon, relayLog string) string {
 		if _, known := m.Variables["super_read_only"]; known {
 			add("super_read_only=ON")
 		}
-		add("relay_log=" + relayLog)
+		add("relay_log=" + mysql.RelayLog)
 		// With it, 5.6 does not start a replica that has not applied anything yet.
 		if m.Version.Flavor == respaldo.MariaDB || m.Version.AtLeast(respaldo.MySQL, 5, 7, 0) {
 			add("relay_log_recovery=ON")

@@ -14,13 +14,15 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
 	"github.com/respaldo-backup/respaldo/internal/target"
 	"github.com/respaldo-backup/respaldo/internal/transfer"
 )
+
+// Receivers is whose operations those of receivers are. No server can have that name.
+const Receivers = "_clone"
 
 // Receive is the other end of Clone: this program on the other node, started by ssh, at its
 // standard input and output. It has neither server nor repository, and needs no
@@ -29,6 +31,7 @@ func (s *Site) Receive(ctx context.Context, in io.Reader, out io.Writer) error {
 	r := &transfer.Receiver{Program: s.Program, Refuse: s.refuseTarget, Calls: map[string]transfer.Handler{
 		callLook: answering(s.lookAround), callStop: answering(s.stopClone),
 		callFinish: answering(s.receiveAll), callFollow: answering(s.follow),
+		callComplete: answering(func(_ context.Context, _ *transfer.Peer, a arrival) (any, error) { return a.complete(), nil }),
 	}}
 	return r.Serve(ctx, in, out)
 }
@@ -61,27 +64,16 @@ func (s *Site) refuseTarget(dir string) error {
 	return refuseInUse(dir)
 }
 
-// cloneRecord lies beside a clone: what it is, for the next refresh.
-type cloneRecord struct {
-	Format   int                  `json:"format"`
-	Server   string               `json:"server"`
-	ServerID string               `json:"server_id"`
-	Host     string               `json:"host"`
-	Image    string               `json:"image"`
-	Taken    time.Time            `json:"taken"`
-	At       respaldo.Coordinates `json:"coordinates"`
-	Replica  bool                 `json:"replica,omitempty"`
-}
-
-const cloneRecordFormat = 1
-
 // lookAround refuses early what could not be done, and finds out what was left open.
 func (s *Site) lookAround(ctx context.Context, p *transfer.Peer, a arrival) (any, error) {
 	dir := a.Targets[dataName]
-	if err := s.checkRefresh(a); err != nil {
+	if err := a.checkRefresh(); err != nil {
 		return nil, err
 	}
-	d, err := cloneDaemon(a)
+	if err := a.refuseBeside(); err != nil {
+		return nil, err
+	}
+	d, at, err := cloneDaemon(a)
 	if err != nil {
 		return nil, err
 	}
@@ -115,11 +107,18 @@ func (s *Site) lookAround(ctx context.Context, p *transfer.Peer, a arrival) (any
 	if d.Binary, err = mysql.FindProgram(ctx, a.Server.Mysqld, a.Manifest); err != nil {
 		return nil, err
 	}
-	if len(d.Socket) > longestSocket {
-		return nil, &respaldo.Error{Kind: respaldo.Refused, What: "the path of the socket would be too long: " + d.Socket, Hint: "give a shorter one with --socket"}
+	earlier := ""
+	if ours != 0 { // it is stopped first
+		told, err := d.Told()
+		if err != nil {
+			return nil, err
+		}
+		earlier = told["socket"]
+	} else if err := portFree(at.Bind, at.Port); err != nil {
+		return nil, err
 	}
-	if ours == 0 {
-		if err := portFree(a.Server.Bind, a.Server.Port); err != nil {
+	if d.Socket != earlier {
+		if err := a.refuseSocket(d.Socket); err != nil {
 			return nil, err
 		}
 	}
@@ -138,8 +137,6 @@ func (s *Site) lookAround(ctx context.Context, p *transfer.Peer, a arrival) (any
 	return looked{Replica: a.Replica}, nil
 }
 
-const longestSocket = 107 // unix(7)
-
 func refuseFull(dir string) error {
 	list, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -154,6 +151,9 @@ func refuseFull(dir string) error {
 }
 
 func portFree(bind string, port int) error {
+	if net.ParseIP(bind) == nil {
+		return nil // several, or what only the server understands
+	}
 	listener, err := net.Listen("tcp", net.JoinHostPort(bind, strconv.Itoa(port)))
 	if err != nil {
 		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("port %d of %s is not to be had", port, bind), Hint: "give another --port", Err: err}
@@ -161,55 +161,9 @@ func portFree(bind string, port int) error {
 	return listener.Close()
 }
 
-// checkRefresh refuses to bring up to date what is no earlier clone of the same server.
-func (s *Site) checkRefresh(a arrival) error {
-	if !a.Refresh {
-		return nil
-	}
-	dir := a.Targets[dataName]
-	_, _, path := besideOf(dir)
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		if target.Incomplete(dir) {
-			return nil // of a first clone that was cut short
-		}
-		return &respaldo.Error{Kind: respaldo.NotFound, What: dir + " holds no earlier clone", Hint: "leave --refresh out to make one; --force replaces what is there, and sends only what differs as well"}
-	}
-	var r cloneRecord
-	if err == nil {
-		err = json.Unmarshal(text, &r)
-	}
-	switch {
-	case err != nil:
-		return err
-	case r.Format > cloneRecordFormat:
-		return &respaldo.Error{Kind: respaldo.Refused, What: path + " was written by a newer respaldo", Hint: "use that version"}
-	case r.ServerID != a.Manifest.ServerID:
-		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s is a clone of another server (%s on %s)", dir, r.Server, r.Host), Hint: "choose another directory, or replace it with --force"}
-	case r.Replica && a.Replica == nil:
-		return &respaldo.Error{Kind: respaldo.Refused, What: dir + " is a replica's, and would be none any more", Hint: "give --replica too; or replace it with --force"}
-	}
-	return nil
-}
-
-// cloneDaemon is the server of a clone, as far as its paths go.
-func cloneDaemon(a arrival) (mysql.Daemon, error) {
-	d := mysql.Daemon{DataDir: a.Targets[dataName], Socket: a.Server.Socket}
-	d.OptionFile, d.Log, _ = besideOf(d.DataDir)
-	if d.Socket == "" {
-		d.Socket = filepath.Join(d.DataDir, "mysqld.sock")
-	}
-	if !filepath.IsAbs(d.Socket) {
-		return d, &respaldo.Error{Kind: respaldo.Usage, What: d.Socket + " is no absolute path", Hint: "name the socket from the root"}
-	}
-	return d, nil
-}
-
 func (s *Site) stopClone(ctx context.Context, p *transfer.Peer, a arrival) (any, error) {
-	d, err := cloneDaemon(a)
-	if err != nil {
-		return nil, err
-	}
+	d := mysql.Daemon{DataDir: a.Targets[dataName]}
+	d.OptionFile, d.Log, _ = besideOf(d.DataDir)
 	stopped, err := d.Stop(ctx)
 	if stopped && err == nil {
 		toSender{p}.Step("stopped", "the server of the earlier clone")
@@ -235,25 +189,13 @@ func (s *Site) receiveAll(ctx context.Context, p *transfer.Peer, a arrival) (_ a
 		op.Binary = nil
 		a.Manifest.Binary = program
 	}
-	relayLog := ""
-	err = p.Finish(ctx, func() error {
-		if a.Replica != nil {
-			if relayLog, err = op.makeReplica(ctx, a); err != nil {
-				return err
-			}
-		}
-		if err := op.relocate(ctx, a.Manifest, a.Targets); err != nil {
+	wrote := false // the option file
+	if !a.complete() {
+		err = p.Finish(ctx, func() (err error) {
+			wrote, err = op.finishClone(ctx, a)
 			return err
-		}
-		if !a.Start {
-			return nil
-		}
-		// Two servers of one UUID are one to whoever replicates from them.
-		if err := os.Remove(filepath.Join(a.Targets[dataName], "auto.cnf")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		return nil
-	})
+		})
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -263,47 +205,57 @@ func (s *Site) receiveAll(ctx context.Context, p *transfer.Peer, a arrival) (_ a
 	}
 	got := Received{Targets: a.Targets, Options: optionsFor(told, a.Targets),
 		Warnings: slices.Concat(warningsFor(told), keyNotes(told, a.Targets), adviceFor("/", a.Targets))}
-	if err := writeRecord(a); err != nil {
-		return nil, err
-	}
 	if a.Start {
-		got.Running, err = op.startClone(ctx, a, program, relayLog)
+		got.Running, err = op.startClone(ctx, a, program, wrote)
 	}
 	return got, err
 }
 
-func writeRecord(a arrival) error {
-	_, _, path := besideOf(a.Targets[dataName])
-	m := a.Manifest
-	text, err := json.MarshalIndent(cloneRecord{Format: cloneRecordFormat, Server: m.Server, ServerID: m.ServerID, Host: m.Host, Image: a.Image,
-		Taken: m.Taken, At: m.Quiesced.Coordinates, Replica: a.Replica != nil}, "", "  ")
-	if err != nil {
-		return err
+// finishClone makes of the files what was asked for, and writes down what they are: all that
+// must be before the mark goes, so that a start can be repeated.
+func (op *operation) finishClone(ctx context.Context, a arrival) (wrote bool, err error) {
+	if a.Replica != nil {
+		if err := op.makeReplica(ctx, a); err != nil {
+			return false, err
+		}
 	}
-	return writeDurably(path, append(text, '\n'))
+	if err := op.relocate(ctx, a.Manifest, a.Targets); err != nil {
+		return false, err
+	}
+	if a.Start {
+		// Two servers of one UUID are one to whoever replicates from them.
+		if err := os.Remove(filepath.Join(a.Targets[dataName], "auto.cnf")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+		if wrote = !a.keeps(); wrote {
+			if err := op.writeOptions(a); err != nil {
+				return false, err
+			}
+		}
+	}
+	return wrote, a.writeRecord()
 }
 
 // makeReplica has a private server, which nobody reaches and which asks for no password,
 // recover the files and write down whom to follow.
-func (op *operation) makeReplica(ctx context.Context, a arrival) (relayLog string, err error) {
-	err = op.instance(ctx, a.Manifest, restoredDirs(a.Manifest.Layout, a.Targets), func(request mysql.InstanceRequest) error {
-		request.Options = append(request.Options, "--innodb-fast-shutdown=1")
+func (op *operation) makeReplica(ctx context.Context, a arrival) error {
+	err := op.instance(ctx, a.Manifest, restoredDirs(a.Manifest.Layout, a.Targets), func(request mysql.InstanceRequest) error {
+		request.Options = append(request.Options, mysql.ForReplica()...)
 		instance, err := mysql.StartInstance(ctx, request)
 		if err != nil {
 			return err
 		}
-		relayLog, err = instance.Follow(ctx, *a.Replica)
-		return joinErrors(err, instance.Stop(ctx))
+		return joinErrors(instance.Follow(ctx, *a.Replica), instance.Stop(ctx))
 	})
 	if err == nil {
 		op.Report.Step("replica", fmt.Sprintf("is to follow %s:%d from %s", a.Replica.Host, a.Replica.Port, a.Manifest.Quiesced.Coordinates))
 	}
-	return relayLog, err
+	return err
 }
 
-// startClone writes the option file, unless an earlier clone left one, and starts the server.
-func (op *operation) startClone(ctx context.Context, a arrival, program respaldo.Binary, relayLog string) (*RunningClone, error) {
-	d, err := cloneDaemon(a)
+// startClone starts the server, unless that has been done before the connection was cut.
+func (op *operation) startClone(ctx context.Context, a arrival, program respaldo.Binary, wrote bool) (*RunningClone, error) {
+	d, at, err := cloneDaemon(a)
 	if err != nil {
 		return nil, err
 	}
@@ -314,24 +266,25 @@ func (op *operation) startClone(ctx context.Context, a arrival, program respaldo
 	}
 	stat := info.Sys().(*syscall.Stat_t)
 	d.UID, d.GID = int(stat.Uid), int(stat.Gid)
-	if !a.Refresh || !exists(d.OptionFile) {
-		text := cloneOptions(a, d, relayLog)
-		if err := writeDurably(d.OptionFile, []byte(text)); err != nil {
+	pid := d.Running(ctx)
+	if pid == 0 {
+		if _, err := d.Stop(ctx); err != nil { // one that was starting, or is ending
 			return nil, err
 		}
-		if err := os.Chmod(d.OptionFile, 0o644); err != nil { // the server reads it as its own user
-			return nil, err
-		}
+		pid, err = d.Start(ctx)
 	}
-	pid, err := d.Start(ctx)
 	if err != nil {
-		// Moved aside, so that other settings are not left out next time.
-		op.Report.Warn("the files are complete; once this is solved, the same command with --refresh starts the server. Its option file is now " + d.OptionFile + ".failed")
-		return nil, joinErrors(err, os.Rename(d.OptionFile, d.OptionFile+".failed"))
+		op.Report.Warn("the files are complete; once this is solved, the same command with --refresh starts the server")
+		if wrote && ctx.Err() == nil {
+			// Moved aside, so that other settings are not left out next time.
+			op.Report.Warn("the option file written for it is now " + d.OptionFile + ".failed")
+			err = joinErrors(err, os.Rename(d.OptionFile, d.OptionFile+".failed"))
+		}
+		return nil, err
 	}
 	command := strings.Join(append(slices.Clone(program.Argv), "--defaults-file="+d.OptionFile), " ")
-	op.Report.Step("started", fmt.Sprintf("process %d, port %d, socket %s", pid, a.Server.Port, d.Socket))
-	return &RunningClone{PID: pid, Bind: a.Server.Bind, Port: a.Server.Port, Socket: d.Socket, OptionFile: d.OptionFile, Log: d.Log, Command: command}, nil
+	op.Report.Step("started", fmt.Sprintf("process %d, port %d, socket %s", pid, at.Port, d.Socket))
+	return &RunningClone{PID: pid, Bind: at.Bind, Port: at.Port, Socket: d.Socket, OptionFile: d.OptionFile, Log: d.Log, Command: command}, nil
 }
 
 func (s *Site) follow(ctx context.Context, _ *transfer.Peer, f following) (any, error) {

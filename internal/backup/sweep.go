@@ -76,6 +76,10 @@ func (s *Site) Cleanup(ctx context.Context) (swept Swept, err error) {
 	}
 	defer op.close(ctx, &err)
 	swept, err = op.sweepAll(ctx)
+	site := *s
+	site.Server = Receivers // of clones that others sent here
+	receivers := &operation{Site: &site, scope: op.scope, volumes: op.volumes, ledger: op.ledger}
+	err = joinErrors(err, receivers.sweepSides(ctx, &swept))
 	return swept, joinErrors(err, op.retireKept(ctx, &swept))
 }
 
@@ -97,8 +101,12 @@ func (op *operation) sweep(ctx context.Context) (swept Swept, err error) {
 		err = joinErrors(err, step(ctx, leftovers, &swept))
 	}
 	if err != nil {
+		again := "respaldo cleanup"
+		if op.Server != Receivers { // which every cleanup does
+			again += " --server " + op.Server
+		}
 		return swept, &respaldo.Error{Kind: respaldo.Leftovers, What: "could not clean up everything",
-			Hint: "end what holds it, then run: respaldo cleanup --server " + op.Server, Err: err}
+			Hint: "end what holds it, then run: " + again, Err: err}
 	}
 	for _, e := range leftovers {
 		if e.Kind == kindTarget && repo.Incomplete(e.Attrs["path"]) {

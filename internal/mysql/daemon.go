@@ -1,18 +1,21 @@
 package mysql
 
 import (
-	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	driver "github.com/go-sql-driver/mysql"
+	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/run"
@@ -39,26 +42,21 @@ func (d Daemon) Start(ctx context.Context) (pid int, err error) {
 	if os.Geteuid() == 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(d.UID), Gid: uint32(d.GID)}}
 	}
-	log, err := os.OpenFile(d.Log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+	log, err := d.openLog()
 	if err != nil {
 		return 0, err
 	}
 	defer log.Close()
-	if os.Geteuid() == 0 {
-		if err := log.Chown(d.UID, d.GID); err != nil {
-			return 0, err
-		}
-	}
-	before, _ := os.Stat(d.Log)
-	pid, exited, err := run.Detach(cmd, d.Log)
+	before, _ := log.Stat()
+	pid, exited, err := run.Detach(cmd, log)
 	if err != nil {
 		return 0, &respaldo.Error{Kind: respaldo.Refused, What: "cannot run the server program " + d.Binary.Argv[0], Hint: "install the server, or name its program with --mysqld", Err: err}
 	}
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if d.answers(ctx) {
-			return pid, nil
+		if server := d.answers(ctx); server == pid || server != 0 && d.isAt(server) {
+			return server, nil
 		}
 		select {
 		case <-tick.C:
@@ -72,19 +70,78 @@ func (d Daemon) Start(ctx context.Context) (pid int, err error) {
 	}
 }
 
-// answers is true, too, for a server that does not let us in.
-func (d Daemon) answers(ctx context.Context) bool {
-	if _, err := os.Stat(d.Socket); err != nil {
-		return false
+// openLog opens the log for the server's user. The directory may be that user's: neither a
+// link nor a file that has another name too is given away.
+func (d Daemon) openLog() (*os.File, error) {
+	log, err := os.OpenFile(d.Log, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o640)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+		return nil, d.noLog()
 	}
-	db, err := openAt("unix", d.Socket, Account{User: "root"})
 	if err != nil {
-		return false
+		return nil, err
 	}
+	info, err := log.Stat()
+	if err == nil && (!info.Mode().IsRegular() || info.Sys().(*syscall.Stat_t).Nlink != 1) {
+		err = d.noLog()
+	}
+	if err == nil && os.Geteuid() == 0 {
+		err = log.Chown(d.UID, d.GID)
+	}
+	if err != nil {
+		log.Close()
+		return nil, err
+	}
+	return log, nil
+}
+
+func (d Daemon) noLog() error {
+	return refused("the log of the server cannot be "+d.Log+", which is no plain file of one name", "move it away")
+}
+
+// answers returns the process that answers on the socket; 0 is nobody. One that does not let
+// us in answers, too.
+func (d Daemon) answers(ctx context.Context) (pid int) {
+	cfg := driver.NewConfig()
+	cfg.Net, cfg.Addr, cfg.User, cfg.Timeout = "unix", d.Socket, "root", dialTimeout
+	cfg.Logger = &driver.NopLogger{}
+	peer := 0
+	cfg.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, address)
+		if err == nil {
+			peer = peerOf(conn)
+		}
+		return conn, err
+	}
+	connector, err := driver.NewConnector(cfg)
+	if err != nil {
+		return 0
+	}
+	db := sql.OpenDB(connector)
 	defer db.Close()
 	err = db.PingContext(ctx)
 	var refusal *driver.MySQLError
-	return err == nil || errors.As(err, &refusal)
+	if err != nil && !errors.As(err, &refusal) {
+		return 0
+	}
+	return peer
+}
+
+// peerOf is the process that listens at the other end of a socket; 0 if it cannot be told.
+func peerOf(conn net.Conn) (pid int) {
+	c, ok := conn.(*net.UnixConn)
+	if !ok {
+		return 0
+	}
+	sys, err := c.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	sys.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			pid = int(cred.Pid)
+		}
+	})
+	return pid
 }
 
 // firstErrors are what it wrote into its log since then, without the farewell.
@@ -117,14 +174,43 @@ func (d Daemon) PID() int {
 	return 0
 }
 
-func (d Daemon) isAt(pid int) bool {
-	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	for word := range bytes.SplitSeq(line, []byte{0}) {
-		if string(word) == d.argument() {
-			return true
-		}
+// Running is its process if it runs and answers; 0 otherwise.
+func (d Daemon) Running(ctx context.Context) int {
+	if pid := d.PID(); pid != 0 && d.answers(ctx) == pid {
+		return pid
 	}
-	return false
+	return 0
+}
+
+// isAt tells whether a process is that server: a server's program, told this option file,
+// and at home in the data directory. An editor or a client that was told the file is not.
+func (d Daemon) isAt(pid int) bool {
+	if !slices.Contains(readArgs(fmt.Sprintf("/proc/%d/cmdline", pid)), d.argument()) || !isServerProgram(pid) {
+		return false
+	}
+	home, err := os.Stat(fmt.Sprintf("/proc/%d/cwd", pid))
+	if err != nil {
+		return false
+	}
+	here, err := os.Stat(d.DataDir)
+	return err == nil && os.SameFile(home, here)
+}
+
+// Told is what the option file, which is the user's to change, says: by the names of the
+// variables. Paths are whole.
+func (d Daemon) Told() (map[string]string, error) {
+	parsed, err := readOptionFiles([]string{d.OptionFile}, []string{"mysqld", "server", "mariadb", "mariadbd"})
+	if err != nil {
+		return nil, &respaldo.Error{Kind: respaldo.Usage, What: "cannot understand " + d.OptionFile, Hint: "correct the line", Err: err}
+	}
+	told := map[string]string{}
+	for _, option := range parsed.options {
+		told[strings.ReplaceAll(option.name, "-", "_")] = option.value
+	}
+	if socket := told["socket"]; socket != "" && !filepath.IsAbs(socket) {
+		told["socket"] = filepath.Join(d.DataDir, socket)
+	}
+	return told, nil
 }
 
 // Stop ends it in order if it runs, and tells whether it did.
@@ -133,7 +219,15 @@ func (d Daemon) Stop(ctx context.Context) (bool, error) {
 	if pid == 0 {
 		return false, nil
 	}
-	if err := run.End(ctx.Done(), pid, func() bool { return d.isAt(pid) }); err != nil {
+	started, err := processStarted(pid)
+	if err != nil || !d.isAt(pid) {
+		return false, nil // it has just ended
+	}
+	still := func() bool { // with its files, which are closed late
+		now, err := processStarted(pid)
+		return err == nil && now == started
+	}
+	if err := run.End(ctx.Done(), pid, still); err != nil {
 		return true, &respaldo.Error{Kind: respaldo.Failed, What: fmt.Sprintf("cannot stop the server with process ID %d", pid), Hint: "stop it by hand", Err: err}
 	}
 	return true, nil

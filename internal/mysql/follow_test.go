@@ -2,6 +2,7 @@ package mysql
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,6 +31,10 @@ func TestFollowing(t *testing.T) {
 			if err := source.Check(t.Context(), m); err != nil {
 				t.Fatal(err)
 			}
+			other := m
+			if other.ServerUUID = "of another"; respaldo.KindOf(source.Check(t.Context(), other)) != respaldo.Refused {
+				t.Error("it takes any server for the origin")
+			}
 			statements, err := followStatements(t.Context(), replica.server(t).DB(), source, m)
 			if err != nil {
 				t.Fatal(err)
@@ -50,6 +55,55 @@ func TestFollowing(t *testing.T) {
 			if err := replica.root.QueryRow("SELECT COUNT(*) FROM later.t").Scan(&rows); err != nil || rows != 1 {
 				t.Errorf("it has not applied everything: %d rows, %v", rows, err)
 			}
+		})
+	}
+}
+
+// A replica's relay logs lie in its data directory, wherever the origin, a replica itself,
+// had its own; and an image that is not at its coordinates does not become one.
+func TestFollowLeavesTheOriginsRelayLogs(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"mysql-5.6", "mariadb-10.11", "mysql-9.7"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			turns <- struct{}{}
+			defer func() { <-turns }()
+			r := scatter(t, name, []string{"--log-bin=DIR/binlogs/bin", "--relay-log=DIR/undo/relay", "--relay-log-index=DIR/undo/relay.index", "--loose-innodb-directories=DIR/tables"}, (*origin).crash)
+			m := &r.Manifest
+			for _, v := range []string{"log_slave_updates", "log_replica_updates"} {
+				if m.Variables[v] != "" {
+					m.Variables[v] = "ON"
+				}
+			}
+			r.Options = ForReplica()
+			i, err := StartInstance(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := m.Quiesced.Coordinates
+			i.request.Manifest.Quiesced.Coordinates.Position = 4
+			source := Source{Host: "db1.invalid", Port: 3306, User: "repl", Password: "secret"}
+			if err := i.Follow(t.Context(), source); respaldo.KindOf(err) != respaldo.NotProved || !strings.Contains(err.Error(), "not exact") {
+				t.Errorf("from before what it holds: %v", err)
+			}
+			i.request.Manifest.Quiesced.Coordinates = at
+			if err := i.Follow(t.Context(), source); err != nil {
+				t.Error(err)
+			}
+			if err := i.Stop(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if i, err = StartInstance(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+			rows, err := queryRows(t.Context(), i.DB(), replicaStatusStatement(m.Version))
+			if err != nil || len(rows) != 1 {
+				t.Fatalf("%d sources, %v", len(rows), err)
+			}
+			if s := rows[0]; s.first("source_host", "master_host") != source.Host || !strings.HasPrefix(s["relay_log_file"], RelayLog) {
+				t.Errorf("it follows %q, with relay log %q", s.first("source_host", "master_host"), s["relay_log_file"])
+			}
+			stopInstance(t, i)
 		})
 	}
 }

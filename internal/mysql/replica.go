@@ -64,7 +64,8 @@ func openAt(network, address string, a Account) (*sql.DB, error) {
 	cfg.Params = map[string]string{"sql_mode": "''"}
 	if network == "tcp" {
 		// As a replica with MASTER_SSL would, without knowing who signed the certificate.
-		cfg.TLS, cfg.AllowFallbackToPlaintext = &tls.Config{InsecureSkipVerify: true}, true
+		// Nobody is trusted by it, so the versions that 5.6 and 5.7 speak will do.
+		cfg.TLS, cfg.AllowFallbackToPlaintext = &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10}, true
 	}
 	connector, err := driver.NewConnector(cfg)
 	if err != nil {
@@ -87,56 +88,134 @@ func (s *Source) Check(ctx context.Context, m respaldo.Manifest) error {
 			Hint: "see that the origin listens there (bind_address, firewall) and that the account exists; --replica-host and --replica-port say where the origin is reached from there"}
 	}
 	s.TLS = len(cipher) > 0 && cipher[0]["value"] != ""
-	vars, err := queryRows(ctx, db, "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('server_uuid', 'server_uid')")
+	rows, err := queryRows(ctx, db, "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('server_uuid', 'server_uid', 'server_id', 'hostname', 'version', 'version_comment')")
 	if err != nil {
 		return err
 	}
-	for _, v := range vars {
-		if m.ServerUUID != "" && v["value"] != m.ServerUUID {
-			return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("the server at %s is not the one that the image is of", address),
-				Hint: "--replica-host and --replica-port say where the origin is reached from there"}
-		}
+	vars := map[string]string{}
+	for _, row := range rows {
+		vars[row["variable_name"]] = row["value"]
 	}
-	grants, err := queryRows(ctx, db, "SHOW GRANTS")
+	if differs := notOrigin(vars, m); differs != "" {
+		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("the server at %s is not the one that the image is of: %s", address, differs),
+			Hint: "--replica-host and --replica-port say where the origin is reached from there"}
+	}
+	rows, err = queryRows(ctx, db, "SHOW GRANTS")
 	if err != nil {
 		return err
 	}
-	said := ""
-	for _, row := range grants {
+	var grants []string
+	for _, row := range rows {
 		for _, value := range row {
-			said += value + "\n"
+			grants = append(grants, value)
 		}
 	}
-	if !strings.Contains(said, "REPLICATION SLAVE") && !strings.Contains(said, "ALL PRIVILEGES") && !strings.Contains(said, "GRANT `") {
+	if !mayReplicate(grants) {
 		return &respaldo.Error{Kind: respaldo.Refused, What: "the account " + s.User + " may not replicate from " + address, Hint: "GRANT REPLICATION SLAVE ON *.* TO it, at the origin"}
 	}
 	return nil
 }
 
+// notOrigin says in what a server differs from an image's origin; "" is nothing. The UUID
+// tells servers apart, the server_id those that were copied with their UUID. An old MariaDB
+// has no UUID; there the machine's name must do.
+func notOrigin(vars map[string]string, m respaldo.Manifest) string {
+	if uuid := firstOf(vars["server_uuid"], vars["server_uid"]); m.ServerUUID != "" && uuid != m.ServerUUID {
+		return fmt.Sprintf("it has the UUID %q, and the image %q", uuid, m.ServerUUID)
+	}
+	names := []string{"server_id"}
+	if m.ServerUUID == "" {
+		names = append(names, "hostname")
+	}
+	for _, name := range names {
+		if want := m.Variables[name]; want != "" && vars[name] != want {
+			return fmt.Sprintf("it has %s=%s, and the image %s", name, vars[name], want)
+		}
+	}
+	have, err := respaldo.ParseVersion(vars["version"], vars["version_comment"])
+	if err != nil {
+		return err.Error()
+	}
+	if have.Flavor != m.Version.Flavor || have.Major != m.Version.Major || have.Minor != m.Version.Minor {
+		return fmt.Sprintf("it is %s, and the image is of %s", have, m.Version)
+	}
+	return ""
+}
+
+// mayReplicate looks for the privilege in what SHOW GRANTS says: a role, whose privileges
+// are not listed, may have it.
+func mayReplicate(grants []string) bool {
+	for _, grant := range grants {
+		list, rest, privileges := strings.Cut(strings.TrimPrefix(grant, "GRANT "), " ON ")
+		if !privileges {
+			return true
+		}
+		if !strings.HasPrefix(rest, "*.* ") {
+			continue
+		}
+		for one := range strings.SplitSeq(list, ",") {
+			if one = strings.TrimSpace(one); one == "REPLICATION SLAVE" || one == "ALL PRIVILEGES" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Followable refuses an image whose origin cannot be followed, whatever its address: nothing
+// else need be tried then.
+func Followable(m respaldo.Manifest) error {
+	at := m.Quiesced.Coordinates
+	if at.File == "" {
+		return &respaldo.Error{Kind: respaldo.Refused, What: "the origin keeps no binlog, so nothing can follow it", Hint: "set log_bin there"}
+	}
+	if own := firstOf(m.Variables["log_replica_updates"], m.Variables["log_slave_updates"]); len(at.Upstream) > 0 && own == "OFF" {
+		return &respaldo.Error{Kind: respaldo.Refused, What: "the origin is a replica that does not write what it applies to its binlog, so who follows it would lack that",
+			Hint: "set log_replica_updates (log_slave_updates) there and restart it, or clone its own source"}
+	}
+	return nil
+}
+
+// RelayLog is what a replica's relay logs are called, in its data directory. The origin's
+// name for them may lead to where another server of that machine has its own.
+const RelayLog = "respaldo-relay"
+
+// ForReplica are the options of an instance that is told whom to Follow.
+func ForReplica() []string {
+	return []string{"--innodb-fast-shutdown=1", "--relay-log=" + RelayLog, "--relay-log-index=" + RelayLog + ".index"}
+}
+
 // Follow makes the instance's image a replica from exactly where the image stands. What the
-// image was a replica of is forgotten. It returns the name of the relay logs, which whoever
-// starts the replica must repeat.
-func (i *Instance) Follow(ctx context.Context, s Source) (relayLog string, err error) {
+// image was a replica of is forgotten. An image that is not where its coordinates are is
+// NotProved, and left as it is. The instance has the options ForReplica.
+func (i *Instance) Follow(ctx context.Context, s Source) error {
 	m := i.request.Manifest
+	if err := Followable(m); err != nil {
+		return err
+	}
+	if inexact, err := i.Inexact(ctx); err != nil {
+		return err
+	} else if inexact != "" {
+		return &respaldo.Error{Kind: respaldo.NotProved, What: "the copy cannot follow the origin from the image's coordinates", Err: errors.New(inexact),
+			Hint: "make the replica from another image"}
+	}
 	conn, err := i.db.Conn(ctx)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer conn.Close()
 	if _, err := conn.ExecContext(ctx, "SET SESSION sql_mode=''"); err != nil { // for quoteText
-		return "", err
+		return err
 	}
 	statements, err := followStatements(ctx, conn, s, m)
 	if err != nil {
-		return "", err
+		return err
 	}
 	for _, statement := range statements {
 		if _, err := conn.ExecContext(ctx, statement); err != nil {
 			what, _, _ := strings.Cut(statement, " TO ")
-			if s.Password != "" { // a server repeats what it does not understand
-				err = errors.New(strings.ReplaceAll(err.Error(), s.Password, hidden))
-			}
-			return "", &respaldo.Error{Kind: respaldo.NotProved, What: "cannot make the copy a replica (" + what + ")", Hint: "its log is " + i.LogPath(), Err: err}
+			err = s.redacted(err)
+			return &respaldo.Error{Kind: respaldo.NotProved, What: "cannot make the copy a replica (" + what + ")", Hint: "its log is " + i.LogPath(), Err: err}
 		}
 	}
 	if m.Version.Flavor == respaldo.MySQL && gtidOn(m) {
@@ -146,20 +225,26 @@ func (i *Instance) Follow(ctx context.Context, s Source) (relayLog string, err e
 			err = &respaldo.Error{Kind: respaldo.NotProved, What: "the copy does not hold the transactions that its coordinates name: " + m.Quiesced.Coordinates.GTIDSet}
 		}
 		if err != nil {
-			return "", err
+			return err
 		}
 	}
-	return relayLog, conn.QueryRowContext(ctx, "SELECT @@GLOBAL.relay_log").Scan(&relayLog)
+	return nil
+}
+
+// redacted takes the password out of an error: a server repeats what it does not understand,
+// as it was written.
+func (s Source) redacted(err error) error {
+	if s.Password == "" {
+		return err
+	}
+	quoted := quoteText(s.Password)
+	return errors.New(strings.NewReplacer(quoted[1:len(quoted)-1], hidden, s.Password, hidden).Replace(err.Error()))
 }
 
 func gtidOn(m respaldo.Manifest) bool { return m.Variables["gtid_mode"] == "ON" }
 
 func followStatements(ctx context.Context, q queryer, s Source, m respaldo.Manifest) (statements []string, err error) {
-	at := m.Quiesced.Coordinates
-	if at.File == "" {
-		return nil, &respaldo.Error{Kind: respaldo.Refused, What: "the origin keeps no binlog, so nothing can follow it", Hint: "set log_bin there"}
-	}
-	v := m.Version
+	at, v := m.Quiesced.Coordinates, m.Version
 	source, replica := "MASTER", "SLAVE"
 	if v.AtLeast(respaldo.MySQL, 8, 0, 23) {
 		source, replica = "SOURCE", "REPLICA"

@@ -1,6 +1,9 @@
 package mysql
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -34,9 +37,6 @@ func TestFollowStatements(t *testing.T) {
 			t.Errorf("%s, GTIDs %s:\n got %q, %v\nwant %q", m.Version, c.gtid, got, err, c.want)
 		}
 	}
-	if _, err := followStatements(t.Context(), nil, source, respaldo.Manifest{}); respaldo.KindOf(err) != respaldo.Refused {
-		t.Errorf("an origin without binlogs: %v", err)
-	}
 }
 
 func TestReached(t *testing.T) {
@@ -50,5 +50,120 @@ func TestReached(t *testing.T) {
 		if got := reached(c.have, c.want); got != c.reached {
 			t.Errorf("%q has reached %q: %v", c.have, c.want, got)
 		}
+	}
+}
+
+// An origin whose binlog lacks something cannot be followed.
+func TestFollowable(t *testing.T) {
+	upstream := []respaldo.Upstream{{Host: "db0"}}
+	for _, c := range []struct {
+		what      string
+		at        respaldo.Coordinates
+		variables map[string]string
+		can       bool
+	}{
+		{"without binlogs", respaldo.Coordinates{}, nil, false},
+		{"a source", respaldo.Coordinates{File: "bin.1"}, map[string]string{"log_slave_updates": "OFF"}, true},
+		{"a replica that hands on", respaldo.Coordinates{File: "bin.1", Upstream: upstream}, map[string]string{"log_slave_updates": "ON"}, true},
+		{"a replica that does not", respaldo.Coordinates{File: "bin.1", Upstream: upstream}, map[string]string{"log_slave_updates": "OFF"}, false},
+		{"a new replica that does not", respaldo.Coordinates{File: "bin.1", Upstream: upstream}, map[string]string{"log_replica_updates": "OFF", "log_slave_updates": "OFF"}, false},
+	} {
+		m := respaldo.Manifest{Variables: c.variables}
+		m.Quiesced.Coordinates = c.at
+		err := Followable(m)
+		if (err == nil) != c.can || err != nil && (respaldo.KindOf(err) != respaldo.Refused || len(respaldo.HintsOf(err)) == 0) {
+			t.Errorf("%s: %v", c.what, err)
+		}
+	}
+}
+
+// Whoever answers must be the origin, as far as it can be known.
+func TestNotOrigin(t *testing.T) {
+	m := respaldo.Manifest{ServerUUID: "u1", Version: respaldo.Version{Flavor: respaldo.MySQL, Major: 8, Minor: 0, Patch: 36}, Variables: map[string]string{"server_id": "1", "hostname": "db1"}}
+	old := m
+	old.ServerUUID = ""
+	for _, c := range []struct {
+		what string
+		m    respaldo.Manifest
+		vars map[string]string
+		want string // in what it says
+	}{
+		{"itself", m, map[string]string{"server_uuid": "u1", "server_id": "1", "hostname": "renamed", "version": "8.0.36"}, ""},
+		{"updated since", m, map[string]string{"server_uuid": "u1", "server_id": "1", "version": "8.0.40"}, ""},
+		{"another", m, map[string]string{"server_uuid": "u2", "server_id": "1", "version": "8.0.36"}, "u2"},
+		{"one without a UUID", m, map[string]string{"server_id": "1", "hostname": "db1", "version": "8.0.36"}, "UUID"},
+		{"a copy with the UUID", m, map[string]string{"server_uuid": "u1", "server_id": "2", "version": "8.0.36"}, "server_id=2"},
+		{"neither has a UUID", old, map[string]string{"server_id": "1", "hostname": "db1", "version": "8.0.36"}, ""},
+		{"another machine's", old, map[string]string{"server_id": "1", "hostname": "db2", "version": "8.0.36"}, "hostname=db2"},
+		{"another series", m, map[string]string{"server_uuid": "u1", "server_id": "1", "version": "8.4.3"}, "8.4.3"},
+		{"another kind", m, map[string]string{"server_uid": "u1", "server_id": "1", "version": "10.11.6-MariaDB"}, "MariaDB"},
+	} {
+		if got := notOrigin(c.vars, c.m); (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%s: %q", c.what, got)
+		}
+	}
+}
+
+func TestMayReplicate(t *testing.T) {
+	for grant, may := range map[string]bool{
+		"GRANT REPLICATION SLAVE ON *.* TO 'r'@'%'":                       true,
+		"GRANT SELECT, REPLICATION SLAVE, RELOAD ON *.* TO `r`@`%`":       true,
+		"GRANT ALL PRIVILEGES ON *.* TO 'r'@'%' WITH GRANT OPTION":        true,
+		"GRANT `replicators`@`%` TO `r`@`%`":                              true,
+		"GRANT replicators TO 'r'@'%'":                                    true,
+		"GRANT REPLICATION SLAVE ADMIN ON *.* TO 'r'@'%'":                 false,
+		"GRANT USAGE ON *.* TO 'REPLICATION SLAVE'@'%'":                   false,
+		"GRANT ALL PRIVILEGES ON `shop`.* TO 'r'@'%'":                     false,
+		"GRANT REPLICATION CLIENT, REPLICATION_APPLIER ON *.* TO 'r'@'%'": false,
+	} {
+		if got := mayReplicate([]string{grant}); got != may {
+			t.Errorf("%s: %v", grant, got)
+		}
+	}
+}
+
+// A server repeats a statement as it was written, with the password quoted.
+func TestPasswordIsNotRepeated(t *testing.T) {
+	s := Source{Password: `it's \ "secret"`}
+	for _, said := range []string{"near " + quoteText(s.Password) + " at line 1", "near '" + s.Password + "'"} {
+		if got := s.redacted(errors.New(said)).Error(); strings.Contains(got, "secret") || !strings.Contains(got, "near") {
+			t.Errorf("%s: %s", said, got)
+		}
+	}
+}
+
+// Programs are looked for, and none is taken that the data are not for.
+func TestFindProgram(t *testing.T) {
+	dir := t.TempDir()
+	program := func(name, says string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte("#!/bin/sh\necho '"+path+"  Ver "+says+" for Linux on x86_64'\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	m := respaldo.Manifest{Version: respaldo.Version{Flavor: respaldo.MySQL, Major: 8, Minor: 0, Patch: 36}}
+	for _, c := range []struct {
+		name, says, want string // want is in the refusal
+	}{
+		{"same", "8.0.36", ""}, {"newer", "8.0.40", ""},
+		{"older", "8.0.35", "older 8.0.35"}, {"next", "8.4.3", "is MySQL 8.4.3"}, {"other", "10.11.6-MariaDB", "MariaDB 10.11.6"},
+	} {
+		path := program(c.name, c.says)
+		got, err := FindProgram(t.Context(), []string{path}, m)
+		if c.want == "" {
+			if err != nil || !slices.Equal(got.Argv, []string{path}) {
+				t.Errorf("%s: %v, %v", c.says, got, err)
+			}
+		} else if respaldo.KindOf(err) != respaldo.Refused || !strings.Contains(err.Error(), c.want) || len(respaldo.HintsOf(err)) == 0 {
+			t.Errorf("%s: %v", c.says, err)
+		}
+	}
+	m.Binary.Argv = []string{filepath.Join(dir, "same")}
+	if got, err := FindProgram(t.Context(), nil, m); err != nil || !slices.Equal(got.Argv, m.Binary.Argv) {
+		t.Errorf("the origin's own: %v, %v", got, err)
+	}
+	if _, err := FindProgram(t.Context(), []string{filepath.Join(dir, "missing")}, m); respaldo.KindOf(err) != respaldo.Refused || !strings.Contains(err.Error(), "no server program") {
+		t.Errorf("a missing one: %v", err)
 	}
 }

@@ -10,12 +10,7 @@ import (
 
 // Detach starts a program that is to outlive us: in a session of its own, without our
 // terminal, with its output in a file. exited is closed should it end while we live.
-func Detach(c Cmd, output string) (pid int, exited <-chan struct{}, err error) {
-	out, err := os.OpenFile(output, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer out.Close()
+func Detach(c Cmd, out *os.File) (pid int, exited <-chan struct{}, err error) {
 	cmd := exec.Command(program(c.Argv[0]), c.Argv[1:]...)
 	cmd.Env, cmd.Dir = c.Env, c.Dir // nothing of ours, which may be secret
 	cmd.Stdout, cmd.Stderr = out, out

@@ -187,7 +187,8 @@ type Carried struct {
 }
 
 // Carry finds this very program on the other node, installed or from an earlier time, or
-// brings it there: to respaldo below the user's cache folder, in place of an earlier one.
+// brings it there: to respaldo below the user's cache folder. One that nobody has used for
+// two weeks goes: until then, another node may be sending to it.
 func (n Node) Carry(ctx context.Context, self string) (Carried, error) {
 	f, err := os.Open(self)
 	if err != nil {
@@ -201,7 +202,7 @@ func (n Node) Carry(ctx context.Context, self string) (Carried, error) {
 	}
 	sum := hex.EncodeToString(digest.Sum(nil))
 	const folder = `d="${XDG_CACHE_HOME:-$HOME/.cache}/respaldo"; `
-	said, err := n.Output(ctx, folder+`uname -sm; for p in "$d/respaldo-`+sum[:16]+`" "$(command -v respaldo)"; do [ -x "$p" ] && sha256sum "$p"; done; true`, nil)
+	said, err := n.Output(ctx, folder+`uname -sm; for p in "$d/respaldo-`+sum[:16]+`" "$(command -v respaldo)"; do [ -x "$p" ] && sha256sum "$p"; done; touch -c "$d/respaldo-`+sum[:16]+`" 2>/dev/null; true`, nil)
 	if err != nil {
 		return Carried{}, err
 	}
@@ -220,7 +221,7 @@ func (n Node) Carry(ctx context.Context, self string) (Carried, error) {
 	}
 	// Written under another name, compared, and only then what it is to be called.
 	said, err = n.Output(ctx, folder+`umask 077; mkdir -p "$d" && t="$d/new-$$" && { cat >"$t" && s=$(sha256sum "$t") && [ "${s%% *}" = `+sum+
-		` ] && chmod 700 "$t" && rm -f "$d"/respaldo-* && mv "$t" "$d/respaldo-`+sum[:16]+`" && echo "$d/respaldo-`+sum[:16]+`" || { rm -f "$t"; exit 1; }; }`, f, "Compression=yes")
+		` ] && chmod 700 "$t" && find "$d" '(' -name 'respaldo-*' -o -name 'new-*' ')' -type f -mtime +14 -exec rm -f {} + && mv "$t" "$d/respaldo-`+sum[:16]+`" && echo "$d/respaldo-`+sum[:16]+`" || { rm -f "$t"; exit 1; }; }`, f, "Compression=yes")
 	if err != nil {
 		return Carried{}, err
 	}

@@ -417,3 +417,16 @@ func TestOtherProtocolIsRefused(t *testing.T) {
 }
 
 func allocated(info fs.FileInfo) int64 { return info.Sys().(*syscall.Stat_t).Blocks * 512 }
+
+// What is mounted into a target would be removed too, whatever device it is of.
+func TestMountsInATarget(t *testing.T) {
+	if err := refuseMounts("/"); respaldo.KindOf(err) != respaldo.Refused || !strings.Contains(err.Error(), "mount point") {
+		t.Errorf("the root: %v", err)
+	}
+	if err := refuseMounts("/proc/self/fd"); err != nil { // below a mount point, and a link
+		t.Error(err)
+	}
+	if err := refuseMounts(t.TempDir()); err != nil {
+		t.Error(err)
+	}
+}

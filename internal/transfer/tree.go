@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
@@ -131,6 +132,9 @@ func (t *tree) look(name string) error {
 	if err != nil {
 		return err
 	}
+	if err := refuseMounts(dir); err != nil {
+		return err
+	}
 	device := here.Sys().(*syscall.Stat_t).Dev
 	return fs.WalkDir(t.roots[name].FS(), ".", func(at string, e fs.DirEntry, err error) error {
 		if err != nil || !e.IsDir() {
@@ -138,11 +142,32 @@ func (t *tree) look(name string) error {
 		}
 		info, err := e.Info()
 		if err == nil && info.Sys().(*syscall.Stat_t).Dev != device {
-			err = &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s is a mount point inside of %s", filepath.Join(dir, at), dir),
-				Hint: "unmount it first, or choose another directory: what is mounted there would be removed too"}
+			err = mountedIn(dir, filepath.Join(dir, at))
 		}
 		return err
 	})
+}
+
+// refuseMounts finds what the numbers of devices do not tell: a part of the same filesystem
+// that is mounted in there once more.
+func refuseMounts(dir string) error {
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return err
+	}
+	below := strings.TrimSuffix(real, "/") + "/"
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.Mountpoint == "/" || !strings.HasPrefix(m.Mountpoint, below), false
+	})
+	if err != nil || len(mounts) == 0 {
+		return err
+	}
+	return mountedIn(dir, mounts[0].Mountpoint)
+}
+
+func mountedIn(dir, at string) error {
+	return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s is a mount point inside of %s", at, dir),
+		Hint: "unmount it first, or choose another directory: what is mounted there would be removed too"}
 }
 
 // takeOver locks the mark against other senders and writes our session into it. The other
