@@ -60,6 +60,8 @@ func TestPrepare(t *testing.T) {
 				s.killed(nil, s.makingPoints()...)
 				s.undoneHalfway()
 				s.failsAndStops()
+				s.killed(nil, "prepare.switched-1")
+				s.staysOnceStarted()
 				s.killed(nil, s.movingPoints()...)
 			}
 			s.prepared()
@@ -347,6 +349,20 @@ func (s *plainServer) failsAndStops() {
 	s.worksIn(s.answers(), plainData)
 }
 
+// staysOnceStarted: a server that was started on the volume may serve others before it
+// answers us. Who changes his mind then finds it at work there.
+func (s *plainServer) staysOnceStarted() {
+	o := s.run([]string{"RESPALDO_FAULT=int:prepare.started"}, s.args("--yes")...)
+	if o.code != int(respaldo.Interrupted) || !strings.Contains(o.stderr, "lies on the new volume") {
+		s.t.Errorf("exit code %d after an interrupt\n%s", o.code, o.stderr)
+	}
+	db := s.answers()
+	s.worksIn(db, s.mount+"/data")
+	if _, err := db.Exec("INSERT INTO shop.customers SELECT MAX(id) + 1, 'on the volume' FROM shop.customers c"); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // killed kills respaldo at one point after the other. Each time somebody starts the server,
 // if it does not run, and writes to it; then it is done again.
 func (s *plainServer) killed(more []string, points ...string) {
@@ -388,7 +404,7 @@ func (s *plainServer) makingPoints() []string {
 
 func (s *plainServer) movingPoints() []string {
 	if !soak {
-		return []string{"prepare.switched-1", "prepare.start.done"}
+		return []string{"prepare.start.done"}
 	}
 	return []string{"prepare.stop", "prepare.stopping", "prepare.stop.done", "prepare.copy", "prepare.copying", "prepare.copied", "prepare.copied#2", "prepare.copy.done",
 		"prepare.switch", "prepare.switched-1", "prepare.switched-2", "prepare.switched-3", "prepare.switch.done",

@@ -160,7 +160,7 @@ func (w *preparing) chooseMoves(ctx context.Context, facts *mysql.Facts) error {
 		if names[name]++; names[name] > 1 {
 			name = fmt.Sprintf("%s-%d", name, names[name])
 		}
-		m := Move{What: string(p.Role), Dir: dir, To: filepath.Join(w.Mount.Dir, name), Aside: freeName(dir + ".before-respaldo")}
+		m := Move{What: string(p.Role), Dir: dir, To: filepath.Join(w.Mount.Dir, name), Aside: freeName(dir + asideSuffix)}
 		if m.Bytes, err = host.Occupied(dir); err != nil {
 			return err
 		}
@@ -214,6 +214,9 @@ func (w *preparing) movable(ctx context.Context, p respaldo.Place, process mysql
 	}
 	return dir, nil
 }
+
+// asideSuffix is what the old directories' names end in.
+const asideSuffix = ".before-respaldo"
 
 // freeName is a name that nothing has.
 func freeName(path string) string {

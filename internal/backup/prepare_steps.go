@@ -175,15 +175,7 @@ func (w *preparing) moveSteps() []step {
 		{name: stepCopy, says: fmt.Sprintf("copy %s of files, and compare each", FormatBytes(w.bytes())), shows: copies,
 			do: func(ctx context.Context, _ bool) error { return w.copyAll(ctx) }},
 		{name: stepSwitch, says: "put links to the copies in the place of the directories, which are kept under another name", shows: switches,
-			do: func(context.Context, bool) error {
-				for n, m := range w.Moves {
-					if err := host.SetAside(m.Dir, m.Aside, m.To); err != nil {
-						return err
-					}
-					ledger.Point(fmt.Sprintf("prepare.switched-%d", n+1))
-				}
-				return nil
-			},
+			do:   func(context.Context, bool) error { return w.setAside() },
 			undo: w.switchBack, backs: switchesBack},
 	}
 	if w.OptionFile != "" {
@@ -193,17 +185,7 @@ func (w *preparing) moveSteps() []step {
 	}
 	return append(steps,
 		step{name: stepStart, says: "start the server on the volume", shows: []string{shown(w.service.StartCommand())},
-			do: func(ctx context.Context, _ bool) error {
-				w.Tried = true
-				if err := w.save(); err != nil {
-					return err
-				}
-				if err := w.start(ctx, w.Moves[0].To); err != nil {
-					return err
-				}
-				w.Lives = true
-				return w.save()
-			},
+			do:   func(ctx context.Context, _ bool) error { return w.startHere(ctx) },
 			undo: w.stop, backs: []string{shown(w.service.StopCommand())}},
 		step{name: "check", says: "see that all its tables are there, and that the volume can be snapshotted", shows: []string{"respaldo check"},
 			do: func(ctx context.Context, _ bool) error { return w.check(ctx) }})
