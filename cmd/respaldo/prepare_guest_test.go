@@ -4,6 +4,7 @@ package main
 
 import (
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -60,9 +61,9 @@ func TestPrepare(t *testing.T) {
 				s.killed(nil, s.makingPoints()...)
 				s.undoneHalfway()
 				s.failsAndStops()
-				s.killed(nil, "prepare.switched-1")
-				s.staysOnceStarted()
 				s.killed(nil, s.movingPoints()...)
+				s.staysOnceStarted()
+				s.killed(nil, s.startedPoints()...)
 			}
 			s.prepared()
 			if n == 0 || soak {
@@ -229,6 +230,14 @@ func (s *plainServer) refusesDevices() {
 		s.t.Errorf("a device that is mounted:\n%s", o.stderr)
 	}
 	guest.Run(s.t, "wipefs", "-qa", guest.Disk(0))
+	writer, err := os.OpenFile(guest.Disk(0), os.O_RDWR, 0)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if o := s.fails(int(respaldo.Refused), s.args("--yes")...); !strings.Contains(o.stderr, fmt.Sprintf("open for writing by process %d", os.Getpid())) {
+		s.t.Errorf("a device that a program writes to:\n%s", o.stderr)
+	}
+	writer.Close()
 	guest.Run(s.t, "pvcreate", "-qq", guest.Disk(0))
 	guest.Run(s.t, "vgcreate", "-qq", "others", guest.Disk(0))
 	if o := s.fails(int(respaldo.Refused), s.args("--yes", "--wipe", guest.Disk(0))...); !strings.Contains(o.stderr, "volume group others") {
@@ -352,6 +361,13 @@ func (s *plainServer) failsAndStops() {
 // staysOnceStarted: a server that was started on the volume may serve others before it
 // answers us. Who changes his mind then finds it at work there.
 func (s *plainServer) staysOnceStarted() {
+	guest.Run(s.t, s.dir+"/stop") // so that it has to be started
+	guest.Eventually(s.t, testLimit, func() error {
+		if s.alive() {
+			return errors.New("the server still runs")
+		}
+		return nil
+	})
 	o := s.run([]string{"RESPALDO_FAULT=int:prepare.started"}, s.args("--yes")...)
 	if o.code != int(respaldo.Interrupted) || !strings.Contains(o.stderr, "lies on the new volume") {
 		s.t.Errorf("exit code %d after an interrupt\n%s", o.code, o.stderr)
@@ -388,7 +404,7 @@ func (s *plainServer) alive() bool {
 	return err == nil && syscall.Kill(pid, 0) == nil
 }
 
-// makingPoints, movingPoints and backPoints are where respaldo is killed: everywhere when
+// makingPoints, movingPoints, startedPoints and backPoints are where respaldo is killed: everywhere when
 // soaking, else once in making the volume, and wherever the data is in two places.
 func (s *plainServer) makingPoints() []string {
 	if !soak {
@@ -404,11 +420,18 @@ func (s *plainServer) makingPoints() []string {
 
 func (s *plainServer) movingPoints() []string {
 	if !soak {
-		return []string{"prepare.start.done"}
+		return []string{"prepare.switched-1"}
 	}
 	return []string{"prepare.stop", "prepare.stopping", "prepare.stop.done", "prepare.copy", "prepare.copying", "prepare.copied", "prepare.copied#2", "prepare.copy.done",
 		"prepare.switch", "prepare.switched-1", "prepare.switched-2", "prepare.switched-3", "prepare.switch.done",
-		"prepare.options", "prepare.options.done", "prepare.start", "prepare.start.done", "prepare.check", "prepare.check.done"}
+		"prepare.options", "prepare.options.done", "prepare.start"}
+}
+
+func (s *plainServer) startedPoints() []string {
+	if !soak {
+		return []string{"prepare.start.done"}
+	}
+	return []string{"prepare.start.done", "prepare.check", "prepare.check.done"}
 }
 
 func (s *plainServer) backPoints() []string {
