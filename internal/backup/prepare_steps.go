@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/host"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/run"
@@ -193,20 +192,18 @@ func (w *preparing) moveSteps() []step {
 
 func (w *preparing) options() string { return "[mysqld]\ndatadir=" + w.Moves[0].To + "\n" }
 
-// writeOptions also asks whether the server would hear of it: what is read later beats it.
+// writeOptions also asks whether the server would hear of it: somebody may have set datadir
+// elsewhere since this was planned. The link does it then.
 func (w *preparing) writeOptions() error {
-	if err := w.host.WriteOwn(w.OptionFile, w.options()); err != nil {
-		return err
-	}
-	value, where, err := w.Files.Value("datadir")
+	_, where, err := w.Files.Beats(w.OptionFile, "datadir")
 	if err != nil {
 		return err
 	}
-	if filepath.Clean(value) != w.Moves[0].To {
-		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s says datadir=%s, and is read after %s", where, value, w.OptionFile),
-			Hint: "remove datadir there"}
+	if where != "" {
+		w.Report.Warn(fmt.Sprintf("%s is not written: datadir in %s would beat it", w.OptionFile, where))
+		return w.host.RemoveOwn(w.OptionFile)
 	}
-	return nil
+	return w.host.WriteOwn(w.OptionFile, w.options())
 }
 
 func (p *Preparation) bytes() (sum int64) {
