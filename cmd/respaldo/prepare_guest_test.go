@@ -28,6 +28,7 @@ type plainServer struct {
 	pid    string // file
 	mount  string
 	tables map[string]string // checksums, while nobody writes
+	more   []string          // arguments
 }
 
 // preparations are the kinds of volume and the servers that are prepared.
@@ -55,6 +56,10 @@ func TestPrepare(t *testing.T) {
 			if n == 0 {
 				s.refusesDevices()
 				s.refusesMount()
+			}
+			if n == 1 { // a disk that nobody needs any more, and the other filesystem
+				guest.Run(t, "mkfs.ext4", "-q", "-F", guest.Disk(0))
+				s.more = []string{"--wipe", guest.Disk(0), "--fs", "xfs"}
 			}
 			if n == 0 || soak {
 				s.dryRun()
@@ -191,7 +196,7 @@ func (s *plainServer) args(more ...string) []string {
 	if slices.Contains(more, "--undo") {
 		return append([]string{"prepare"}, more...)
 	}
-	return append([]string{"prepare", "--device", guest.Disk(0), "--kind", s.kind, "--mount", s.mount}, more...)
+	return slices.Concat([]string{"prepare", "--device", guest.Disk(0), "--kind", s.kind, "--mount", s.mount}, s.more, more)
 }
 
 // machine is what a dry run must not change.
@@ -299,7 +304,10 @@ func (s *plainServer) prepared() {
 	fstab, _ := os.ReadFile("/etc/fstab")
 	want := "/dev/mysql/mysql " + s.mount + " "
 	if s.kind == "btrfs" {
-		want = "UUID=" + done.Volume.FSUUID + " " + s.mount + " btrfs noatime,nofail,subvol=mysql"
+		want = "UUID=" + done.Volume.FSUUID + " " + s.mount + " btrfs noatime,subvol=mysql"
+	}
+	if slices.Contains(s.more, "xfs") {
+		want += "xfs noatime 0 0"
 	}
 	if !strings.Contains(string(fstab), "\n"+want) {
 		s.t.Errorf("fstab has no line %q:\n%s", want, fstab)
