@@ -256,7 +256,8 @@ func (w *preparing) compareAside(ctx context.Context) error {
 func (w *preparing) halfSwitched() {
 	all := !slices.ContainsFunc(w.Moves, func(m Move) bool { return !m.switched() })
 	if w.has(stepStop) && !(w.has(stepSwitch) && all) {
-		w.Done = slices.DeleteFunc(w.Done, func(step string) bool { return step == stepStop || step == stepCopy || step == stepSwitch })
+		again := []string{stepStop, stepCopy, stepSwitch, stepStart}
+		w.Done = slices.DeleteFunc(w.Done, func(step string) bool { return slices.Contains(again, step) })
 		w.Begun = stepStop
 	}
 }
