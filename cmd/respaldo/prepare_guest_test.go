@@ -4,6 +4,7 @@ package main
 
 import (
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -27,6 +28,7 @@ type plainServer struct {
 	pid    string // file
 	mount  string
 	tables map[string]string // checksums, while nobody writes
+	more   []string          // arguments
 }
 
 // preparations are the kinds of volume and the servers that are prepared.
@@ -55,12 +57,18 @@ func TestPrepare(t *testing.T) {
 				s.refusesDevices()
 				s.refusesMount()
 			}
+			if n == 1 { // a disk that nobody needs any more, and the other filesystem
+				guest.Run(t, "mkfs.ext4", "-q", "-F", guest.Disk(0))
+				s.more = []string{"--wipe", guest.Disk(0), "--fs", "xfs"}
+			}
 			if n == 0 || soak {
 				s.dryRun()
 				s.killed(nil, s.makingPoints()...)
 				s.undoneHalfway()
 				s.failsAndStops()
 				s.killed(nil, s.movingPoints()...)
+				s.staysOnceStarted()
+				s.killed(nil, s.startedPoints()...)
 			}
 			s.prepared()
 			if n == 0 || soak {
@@ -188,7 +196,7 @@ func (s *plainServer) args(more ...string) []string {
 	if slices.Contains(more, "--undo") {
 		return append([]string{"prepare"}, more...)
 	}
-	return append([]string{"prepare", "--device", guest.Disk(0), "--kind", s.kind, "--mount", s.mount}, more...)
+	return slices.Concat([]string{"prepare", "--device", guest.Disk(0), "--kind", s.kind, "--mount", s.mount}, s.more, more)
 }
 
 // machine is what a dry run must not change.
@@ -227,6 +235,14 @@ func (s *plainServer) refusesDevices() {
 		s.t.Errorf("a device that is mounted:\n%s", o.stderr)
 	}
 	guest.Run(s.t, "wipefs", "-qa", guest.Disk(0))
+	writer, err := os.OpenFile(guest.Disk(0), os.O_RDWR, 0)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if o := s.fails(int(respaldo.Refused), s.args("--yes")...); !strings.Contains(o.stderr, fmt.Sprintf("open for writing by process %d", os.Getpid())) {
+		s.t.Errorf("a device that a program writes to:\n%s", o.stderr)
+	}
+	writer.Close()
 	guest.Run(s.t, "pvcreate", "-qq", guest.Disk(0))
 	guest.Run(s.t, "vgcreate", "-qq", "others", guest.Disk(0))
 	if o := s.fails(int(respaldo.Refused), s.args("--yes", "--wipe", guest.Disk(0))...); !strings.Contains(o.stderr, "volume group others") {
@@ -288,7 +304,10 @@ func (s *plainServer) prepared() {
 	fstab, _ := os.ReadFile("/etc/fstab")
 	want := "/dev/mysql/mysql " + s.mount + " "
 	if s.kind == "btrfs" {
-		want = "UUID=" + done.Volume.FSUUID + " " + s.mount + " btrfs noatime,nofail,subvol=mysql"
+		want = "UUID=" + done.Volume.FSUUID + " " + s.mount + " btrfs noatime,subvol=mysql"
+	}
+	if slices.Contains(s.more, "xfs") {
+		want += "xfs noatime 0 0"
 	}
 	if !strings.Contains(string(fstab), "\n"+want) {
 		s.t.Errorf("fstab has no line %q:\n%s", want, fstab)
@@ -347,6 +366,27 @@ func (s *plainServer) failsAndStops() {
 	s.worksIn(s.answers(), plainData)
 }
 
+// staysOnceStarted: a server that was started on the volume may serve others before it
+// answers us. Who changes his mind then finds it at work there.
+func (s *plainServer) staysOnceStarted() {
+	guest.Run(s.t, s.dir+"/stop") // so that it has to be started
+	guest.Eventually(s.t, testLimit, func() error {
+		if s.alive() {
+			return errors.New("the server still runs")
+		}
+		return nil
+	})
+	o := s.run([]string{"RESPALDO_FAULT=int:prepare.started"}, s.args("--yes")...)
+	if o.code != int(respaldo.Interrupted) || !strings.Contains(o.stderr, "lies on the new volume") {
+		s.t.Errorf("exit code %d after an interrupt\n%s", o.code, o.stderr)
+	}
+	db := s.answers()
+	s.worksIn(db, s.mount+"/data")
+	if _, err := db.Exec("INSERT INTO shop.customers SELECT MAX(id) + 1, 'on the volume' FROM shop.customers c"); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // killed kills respaldo at one point after the other. Each time somebody starts the server,
 // if it does not run, and writes to it; then it is done again.
 func (s *plainServer) killed(more []string, points ...string) {
@@ -372,7 +412,7 @@ func (s *plainServer) alive() bool {
 	return err == nil && syscall.Kill(pid, 0) == nil
 }
 
-// makingPoints, movingPoints and backPoints are where respaldo is killed: everywhere when
+// makingPoints, movingPoints, startedPoints and backPoints are where respaldo is killed: everywhere when
 // soaking, else once in making the volume, and wherever the data is in two places.
 func (s *plainServer) makingPoints() []string {
 	if !soak {
@@ -388,11 +428,18 @@ func (s *plainServer) makingPoints() []string {
 
 func (s *plainServer) movingPoints() []string {
 	if !soak {
-		return []string{"prepare.switched-1", "prepare.start.done"}
+		return []string{"prepare.switched-1"}
 	}
 	return []string{"prepare.stop", "prepare.stopping", "prepare.stop.done", "prepare.copy", "prepare.copying", "prepare.copied", "prepare.copied#2", "prepare.copy.done",
 		"prepare.switch", "prepare.switched-1", "prepare.switched-2", "prepare.switched-3", "prepare.switch.done",
-		"prepare.options", "prepare.options.done", "prepare.start", "prepare.start.done", "prepare.check", "prepare.check.done"}
+		"prepare.options", "prepare.options.done", "prepare.start"}
+}
+
+func (s *plainServer) startedPoints() []string {
+	if !soak {
+		return []string{"prepare.start.done"}
+	}
+	return []string{"prepare.start.done", "prepare.check", "prepare.check.done"}
 }
 
 func (s *plainServer) backPoints() []string {

@@ -67,7 +67,7 @@ type Preparation struct {
 	Tables []string `json:"tables,omitempty"` // that the server had when it was stopped
 	Begun  string   `json:"begun,omitempty"`
 	Done   []string `json:"done,omitempty"` // steps, in order
-	// Tried tells that the server was started on the volume, Lives that it answered there or
+	// Tried tells that the server was started on the volume, Lives that it worked there or
 	// may have: from then on what is there is the present, and what was set aside the past.
 	Tried bool `json:"tried,omitempty"`
 	Lives bool `json:"lives,omitempty"`
@@ -114,6 +114,7 @@ type preparing struct {
 	service *host.Service
 	stopped time.Time     // zero while the server runs
 	down    time.Duration // that it did not
+	gone    func() bool   // tells that a server which was told to stop has ended; nil if none was
 }
 
 // Prepared tells what was made, or undone.
@@ -231,8 +232,8 @@ func (w *preparing) plan() *Plan {
 func (p *Preparation) has(step string) bool { return slices.Contains(p.Done, step) }
 
 // Prepare does what a plan says, and goes on where an earlier run ended. Until the server
-// has answered on the volume, any failure and any interrupt brings it back to where it was:
-// it is running there when Prepare returns.
+// has been started on the volume, any failure and any interrupt brings it back to where it
+// was: it is running there when Prepare returns. So does a start that fails.
 func (s *Site) Prepare(ctx context.Context, plan *Plan) (done Prepared, err error) {
 	done.Preparation = plan.Preparation
 	if plan.State == PrepareDone {
@@ -246,10 +247,7 @@ func (s *Site) Prepare(ctx context.Context, plan *Plan) (done Prepared, err erro
 	if err := w.settle(ctx); err != nil {
 		return done, err
 	}
-	if w.has(stepStop) && !w.has(stepSwitch) { // the server may run again, and have changed what was copied
-		w.Done = slices.DeleteFunc(w.Done, func(step string) bool { return step == stepStop || step == stepCopy })
-		w.Begun = stepStop
-	}
+	w.halfSwitched()
 	w.State = PrepareForward
 	if err := w.save(); err != nil {
 		return done, err
@@ -265,10 +263,10 @@ func (s *Site) Prepare(ctx context.Context, plan *Plan) (done Prepared, err erro
 		return done, &respaldo.Error{Kind: respaldo.KindOf(err), What: "the server was not touched, and works where it did before", Hint: hint, Err: err}
 	}
 	if w.Lives {
-		return done, joinErrors(err, &respaldo.Error{Kind: respaldo.KindOf(err), What: "the server's data lies on the new volume now, but it is not as it should be", Hint: hint})
+		return done, joinErrors(err, &respaldo.Error{Kind: respaldo.KindOf(err), What: "the server's data lies on the new volume now, but it is not as it should be", Hint: w.hintIfDown(hint)})
 	}
 	if failed := w.back(context.WithoutCancel(ctx), stepStop); failed != nil {
-		return done, joinErrors(err, &respaldo.Error{Kind: respaldo.Failed, What: "could not bring the server back to where it was", Hint: hint, Err: failed})
+		return done, joinErrors(err, &respaldo.Error{Kind: respaldo.Failed, What: "could not bring the server back to where it was", Hint: w.hintIfDown(hint), Err: failed})
 	}
 	w.Report.Step("back", "the server works where it did before")
 	return done, &respaldo.Error{Kind: respaldo.KindOf(err), What: "the server was not moved, and works where it did before", Hint: hint, Err: err}
@@ -304,13 +302,14 @@ func (s *Site) Undo(ctx context.Context, plan *Plan) (done Prepared, err error) 
 	}
 	if w.has(stepSwitch) && !w.has(stepStart) { // it was stopped, and its data is on the volume still
 		w.State = PrepareForward
-		if failed := w.forward(context.WithoutCancel(ctx)); failed != nil {
-			return done, joinErrors(err, failed)
+		w.halfSwitched()
+		if failed := joinErrors(w.dropFresh(), w.forward(context.WithoutCancel(ctx))); failed != nil {
+			return done, joinErrors(err, &respaldo.Error{Kind: respaldo.KindOf(failed), What: "could not go on with the server on the volume either", Hint: w.hintIfDown("respaldo prepare tries again"), Err: failed})
 		}
 		w.State = PrepareDone
 		return done, joinErrors(&respaldo.Error{Kind: respaldo.KindOf(err), What: "the server was not moved back, and works on the volume as before", Err: err}, w.save())
 	}
-	return done, &respaldo.Error{Kind: respaldo.KindOf(err), What: "the undo is not complete", Hint: "respaldo prepare --undo goes on from here", Err: err}
+	return done, &respaldo.Error{Kind: respaldo.KindOf(err), What: "the undo is not complete", Hint: w.hintIfDown("respaldo prepare --undo goes on from here"), Err: err}
 }
 
 func (s *Site) beginPreparing(ctx context.Context, p *Preparation) (*preparing, error) {
@@ -350,8 +349,12 @@ func (w *preparing) settle(ctx context.Context) error {
 	if w.Tried {
 		w.Lives = true // nobody saw what became of the start
 	}
+	if w.has(stepSwitch) && !slices.ContainsFunc(w.Moves, Move.switched) { // going back, it died just before it noted that it was back
+		w.Done = slices.DeleteFunc(w.Done, func(step string) bool { return step == stepSwitch })
+		w.Tried, w.Lives = false, false
+	}
 	for _, m := range w.Moves {
-		if to, err := os.Readlink(m.Dir); w.Lives || err != nil || to != m.To || !exists(m.Aside) {
+		if w.Lives || !m.switched() || !exists(m.Aside) {
 			continue
 		}
 		// The run died between two directories, and somebody may have started the server since.

@@ -28,6 +28,7 @@ const (
 	startPatience   = 10 * time.Minute
 	processPatience = time.Minute
 	askEvery        = 250 * time.Millisecond
+	looksPerScan    = 8 // of all of /proc
 )
 
 // running is an error that names the server's process while one has the files open that a
@@ -82,9 +83,14 @@ func (w *preparing) stop(ctx context.Context) error {
 	// that is about to end cannot be started again.
 	waiting, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownPatience)
 	defer cancel()
-	if err := w.service.Stop(waiting, gone); err != nil {
+	err := w.service.Stop(waiting, func() bool { // which is asked once the command has done its part
+		w.gone = gone
+		return gone()
+	})
+	if err != nil {
 		return err
 	}
+	w.gone = nil
 	return w.running()
 }
 
@@ -92,69 +98,6 @@ func (w *preparing) stop(ctx context.Context) error {
 func (w *preparing) isOurs(dir string) bool {
 	real := resolved(dir)
 	return slices.ContainsFunc(w.Moves, func(m Move) bool { return real == resolved(m.Dir) || real == m.To })
-}
-
-// startAgain starts the server where it was, with the tables that it had.
-func (w *preparing) startAgain(ctx context.Context) error {
-	if err := w.start(ctx, w.Moves[0].Dir); err != nil {
-		return err
-	}
-	server, err := mysql.Connect(ctx, w.MySQL, w.Log)
-	if err != nil {
-		return err
-	}
-	defer server.Close()
-	return w.sameTables(ctx, server.DB())
-}
-
-// start starts the server, if it does not run, and returns when it answers and says that
-// its data directory is the one named.
-func (w *preparing) start(ctx context.Context, dir string) error {
-	if w.running() == nil {
-		if err := w.service.Start(ctx); err != nil {
-			return err
-		}
-	}
-	server, err := w.answers(ctx)
-	if err != nil {
-		return err
-	}
-	defer server.Close()
-	var at string
-	if err := server.DB().QueryRowContext(ctx, "SELECT @@datadir").Scan(&at); err != nil {
-		return err
-	}
-	if resolved(filepath.Clean(at)) != resolved(dir) {
-		return &respaldo.Error{Kind: respaldo.Failed, What: fmt.Sprintf("the server has its data in %s, not in %s", at, dir), Hint: "does its command line say so?"}
-	}
-	if !w.stopped.IsZero() {
-		w.down += time.Since(w.stopped)
-		w.stopped = time.Time{}
-	}
-	return nil
-}
-
-func (w *preparing) answers(ctx context.Context) (*mysql.Server, error) {
-	tick := time.NewTicker(askEvery)
-	defer tick.Stop()
-	begun, seen := time.Now(), time.Now()
-	for looks := 0; ; looks++ {
-		server, err := mysql.Connect(ctx, w.MySQL, w.Log)
-		if err == nil {
-			return server, nil
-		}
-		if looks%8 == 7 && w.running() != nil { // which reads all of /proc
-			seen = time.Now()
-		}
-		if time.Since(begun) > startPatience || time.Since(seen) > processPatience {
-			return nil, &respaldo.Error{Kind: respaldo.Failed, What: "the server does not answer after its start", Hint: "its error log says why", Err: err}
-		}
-		select {
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-tick.C:
-		}
-	}
 }
 
 // copyAll copies what is not on the volume yet. A directory that was exchanged by a run that
@@ -250,80 +193,6 @@ func syncFilesystem(dir string) error {
 		return err
 	}
 	return errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
-}
-
-// fresh is where an undo copies a directory to before it takes its place again.
-func (m Move) fresh() string { return m.Dir + ".respaldo-undo" }
-
-// switchBack makes the paths lead to directories again. As long as the server has never
-// worked on the volume, these are the ones that were set aside. Afterwards they are copies of
-// what is on the volume, and what was set aside stays under its name.
-func (w *preparing) switchBack(ctx context.Context) error {
-	if !w.Lives {
-		w.Tried = false
-		for _, m := range slices.Backward(w.Moves) {
-			if err := host.PutBack(m.Dir, m.Aside, m.To); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	w.Stays = true
-	if err := w.save(); err != nil {
-		return err
-	}
-	if w.running() != nil { // started by somebody, after a run that died here
-		if err := w.stop(ctx); err != nil {
-			return err
-		}
-	}
-	for _, m := range w.Moves {
-		if to, err := os.Readlink(m.Dir); err != nil || to != m.To {
-			continue // an earlier run's work
-		}
-		if err := w.copy(ctx, m.To, m.fresh()); err != nil {
-			return err
-		}
-	}
-	if err := w.running(); err != nil {
-		return err
-	}
-	for n, m := range w.Moves {
-		if err := host.PutBack(m.Dir, m.fresh(), m.To); err != nil {
-			return err
-		}
-		ledger.Point(fmt.Sprintf("undo.switched-%d", n+1))
-	}
-	w.Lives, w.Tried = false, false
-	return nil
-}
-
-// roomToGoBack refuses an undo that the old filesystem has no room for, before the server is
-// stopped.
-func (w *preparing) roomToGoBack() error {
-	need := map[uint64]int64{}
-	for _, m := range w.Moves {
-		if to, err := os.Readlink(m.Dir); !w.Lives || err != nil || to != m.To {
-			continue
-		}
-		bytes, err := host.Occupied(m.To)
-		if err != nil {
-			return err
-		}
-		dir := filepath.Dir(m.Dir)
-		var at unix.Stat_t
-		var fs unix.Statfs_t
-		if err := errors.Join(unix.Stat(dir, &at), unix.Statfs(dir, &fs)); err != nil {
-			return &os.PathError{Op: "stat", Path: dir, Err: err}
-		}
-		need[at.Dev] += bytes + bytes/50
-		if free := int64(fs.Bavail) * fs.Bsize; free < need[at.Dev] {
-			return &respaldo.Error{Kind: respaldo.Refused,
-				What: fmt.Sprintf("the filesystem of %s has %s free, and what the server has by now needs %s", dir, FormatBytes(free), FormatBytes(need[at.Dev])),
-				Hint: "make room there; " + m.Aside + " is as it was before the move, and can go if nobody needs that"}
-		}
-	}
-	return nil
 }
 
 // check is what stands between a server that answers and one of which it is said that it

@@ -72,8 +72,7 @@ func (op *operation) decide(ctx context.Context, r PrepareRequest) (*preparing, 
 			return nil, &respaldo.Error{Kind: respaldo.Refused, What: "SELinux must be told of the new directory, and semanage is not installed", Hint: "install policycoreutils-python-utils"}
 		}
 	}
-	w.chooseOptionFile(facts)
-	return w, nil
+	return w, w.chooseOptionFile(facts)
 }
 
 // chooseMount takes a directory that is empty or absent.
@@ -113,7 +112,10 @@ func (w *preparing) chooseMount(asked string) error {
 }
 
 func (w *preparing) mountLine() {
-	w.Mount.Source, w.Mount.Type, w.Mount.Options = w.Volume.Node(), w.Volume.FSType, "noatime,nofail"
+	w.Mount.Source, w.Mount.Type, w.Mount.Options = w.Volume.Node(), w.Volume.FSType, "noatime"
+	if w.Unit != "" { // which waits for the mount: nobody else would, with nofail
+		w.Mount.Options += ",nofail"
+	}
 	switch w.Volume.FSType {
 	case "btrfs": // its devices have no names that last; its snapshots have other subvolumes' names
 		w.Mount.Source = "UUID=" + w.Volume.FSUUID
@@ -160,7 +162,7 @@ func (w *preparing) chooseMoves(ctx context.Context, facts *mysql.Facts) error {
 		if names[name]++; names[name] > 1 {
 			name = fmt.Sprintf("%s-%d", name, names[name])
 		}
-		m := Move{What: string(p.Role), Dir: dir, To: filepath.Join(w.Mount.Dir, name), Aside: freeName(dir + ".before-respaldo")}
+		m := Move{What: string(p.Role), Dir: dir, To: filepath.Join(w.Mount.Dir, name), Aside: freeName(dir + asideSuffix)}
 		if m.Bytes, err = host.Occupied(dir); err != nil {
 			return err
 		}
@@ -215,6 +217,9 @@ func (w *preparing) movable(ctx context.Context, p respaldo.Place, process mysql
 	return dir, nil
 }
 
+// asideSuffix is what the old directories' names end in.
+const asideSuffix = ".before-respaldo"
+
 // freeName is a name that nothing has.
 func freeName(path string) string {
 	name := path
@@ -225,13 +230,42 @@ func freeName(path string) string {
 }
 
 // chooseOptionFile finds the directory from which the server reads option files last. Where
-// there is none, the link at the old path does by itself, and nothing of the
-// administrator's is edited.
-func (w *preparing) chooseOptionFile(facts *mysql.Facts) {
+// there is none, or a file there would be heard by another server or not by this one, the
+// link at the old path does by itself. Nothing of the administrator's is edited.
+func (w *preparing) chooseOptionFile(facts *mysql.Facts) error {
 	w.Files = facts.ServerFiles()
+	why := "the server's option files include no directory"
 	if dir := w.Files.IncludeDir(); dir != "" {
-		w.OptionFile = filepath.Join(dir, "zz-respaldo-"+w.Server+".cnf")
-		return
+		path := filepath.Join(dir, "zz-respaldo-"+w.Server+".cnf")
+		var err error
+		if why, err = w.whyNoFile(facts, path); err != nil {
+			return err
+		}
+		if why == "" {
+			w.OptionFile = path
+			return nil
+		}
 	}
-	w.Notes = append(w.Notes, fmt.Sprintf("the server's option files include no directory: its datadir stays %s, a link to %s from then on", w.Moves[0].Dir, w.Moves[0].To))
+	w.Notes = append(w.Notes, fmt.Sprintf("no option file is written (%s): the server's datadir stays %s, a link to %s from then on", why, w.Moves[0].Dir, w.Moves[0].To))
+	return nil
+}
+
+func (w *preparing) whyNoFile(facts *mysql.Facts, path string) (string, error) {
+	others, err := filepath.Glob(filepath.Join(filepath.Dir(path), "zz-respaldo-*.cnf"))
+	if err != nil {
+		return "", err
+	}
+	for _, other := range others {
+		if other != path {
+			return "there is " + other + ", another server's", nil
+		}
+	}
+	if why, err := facts.SharedWith(filepath.Dir(path)); err != nil || why != "" {
+		return why, err
+	}
+	_, where, err := w.Files.Beats(path, "datadir")
+	if err != nil || where == "" {
+		return "", err
+	}
+	return "datadir in " + where + " would beat it", nil
 }

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/host"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/run"
@@ -175,15 +174,7 @@ func (w *preparing) moveSteps() []step {
 		{name: stepCopy, says: fmt.Sprintf("copy %s of files, and compare each", FormatBytes(w.bytes())), shows: copies,
 			do: func(ctx context.Context, _ bool) error { return w.copyAll(ctx) }},
 		{name: stepSwitch, says: "put links to the copies in the place of the directories, which are kept under another name", shows: switches,
-			do: func(context.Context, bool) error {
-				for n, m := range w.Moves {
-					if err := host.SetAside(m.Dir, m.Aside, m.To); err != nil {
-						return err
-					}
-					ledger.Point(fmt.Sprintf("prepare.switched-%d", n+1))
-				}
-				return nil
-			},
+			do:   func(context.Context, bool) error { return w.setAside() },
 			undo: w.switchBack, backs: switchesBack},
 	}
 	if w.OptionFile != "" {
@@ -193,17 +184,7 @@ func (w *preparing) moveSteps() []step {
 	}
 	return append(steps,
 		step{name: stepStart, says: "start the server on the volume", shows: []string{shown(w.service.StartCommand())},
-			do: func(ctx context.Context, _ bool) error {
-				w.Tried = true
-				if err := w.save(); err != nil {
-					return err
-				}
-				if err := w.start(ctx, w.Moves[0].To); err != nil {
-					return err
-				}
-				w.Lives = true
-				return w.save()
-			},
+			do:   func(ctx context.Context, _ bool) error { return w.startHere(ctx) },
 			undo: w.stop, backs: []string{shown(w.service.StopCommand())}},
 		step{name: "check", says: "see that all its tables are there, and that the volume can be snapshotted", shows: []string{"respaldo check"},
 			do: func(ctx context.Context, _ bool) error { return w.check(ctx) }})
@@ -211,20 +192,18 @@ func (w *preparing) moveSteps() []step {
 
 func (w *preparing) options() string { return "[mysqld]\ndatadir=" + w.Moves[0].To + "\n" }
 
-// writeOptions also asks whether the server would hear of it: what is read later beats it.
+// writeOptions also asks whether the server would hear of it: somebody may have set datadir
+// elsewhere since this was planned. The link does it then.
 func (w *preparing) writeOptions() error {
-	if err := w.host.WriteOwn(w.OptionFile, w.options()); err != nil {
-		return err
-	}
-	value, where, err := w.Files.Value("datadir")
+	_, where, err := w.Files.Beats(w.OptionFile, "datadir")
 	if err != nil {
 		return err
 	}
-	if filepath.Clean(value) != w.Moves[0].To {
-		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s says datadir=%s, and is read after %s", where, value, w.OptionFile),
-			Hint: "remove datadir there"}
+	if where != "" {
+		w.Report.Warn(fmt.Sprintf("%s is not written: datadir in %s would beat it", w.OptionFile, where))
+		return w.host.RemoveOwn(w.OptionFile)
 	}
-	return nil
+	return w.host.WriteOwn(w.OptionFile, w.options())
 }
 
 func (p *Preparation) bytes() (sum int64) {

@@ -3,6 +3,7 @@ package backup
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -106,6 +107,7 @@ func (s *Site) Status(ctx context.Context, request StatusRequest) *Status {
 	newest := s.statusOfRepository(ctx, st, known, cmp.Or(request.Patience, time.Minute))
 	st.judgeAge(request.MaxAge)
 	st.judgeLastRun()
+	s.statusOfPreparation(st)
 	s.statusOfLeftovers(ctx, st, request.Warn)
 	if newest != nil {
 		s.statusOfVolume(ctx, st, newest.Manifest.Volume, request.Warn)
@@ -218,7 +220,7 @@ func (s *Site) statusOfLeftovers(ctx context.Context, st *Status, warn float64) 
 		switch path := e.Attrs["path"]; {
 		case alive[e.Run] || e.Kind == kindSnapshot: // those that are there say so themselves
 		case e.Kind != kindTarget:
-			st.Leftovers = append(st.Leftovers, Leftover{Kind: string(e.Kind), Name: cmp.Or(path, e.Attrs["name"])})
+			st.Leftovers = append(st.Leftovers, Leftover{Kind: string(e.Kind), Name: cmp.Or(path, e.Attrs["name"], rolledBackTo(e))})
 		case repo.Incomplete(path):
 			st.problem(StateAttention, path+" holds an incomplete restore", "run it again, or delete the directory")
 		}
@@ -242,6 +244,26 @@ func (s *Site) statusOfLeftovers(ctx context.Context, st *Status, warn float64) 
 	}
 	if len(names) > 0 {
 		st.problem(StateAttention, "left behind by an operation that ended abruptly: "+strings.Join(names, ", "), "respaldo cleanup --server "+st.Server)
+	}
+}
+
+// rolledBackTo names the snapshot of a rollback.
+func rolledBackTo(e ledger.Entry) string {
+	var r rollback
+	if e.Kind != kindRollback || json.Unmarshal([]byte(e.Attrs[attrRollback]), &r) != nil {
+		return ""
+	}
+	return "to " + r.Way.Snapshot.Name
+}
+
+// statusOfPreparation tells of one that is not complete. One whose run is at work goes on.
+func (s *Site) statusOfPreparation(st *Status) {
+	p, err := s.loadPreparation()
+	switch {
+	case err != nil:
+		st.cannot("read how far respaldo prepare is", err)
+	case p != nil && p.State != PrepareDone && st.Running != "prepare":
+		st.problem(StateAttention, "respaldo prepare was interrupted ("+string(p.State)+")", "call it again to go on, or with --undo to go back")
 	}
 }
 

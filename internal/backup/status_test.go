@@ -18,6 +18,7 @@ import (
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/repo"
 	"github.com/respaldo-backup/respaldo/internal/run"
+	"github.com/respaldo-backup/respaldo/internal/volume"
 )
 
 // bare runs programs on a machine that has none of LVM's, whatever this one has.
@@ -147,6 +148,21 @@ func TestStatusFromMemory(t *testing.T) {
 	says(t, s.Status(ctx, dayAndAHalf), StateAttention, "backup gone was made here, but is no longer in the repository")
 
 	s.note(func(r *records) { r.Proved = &good })
+	journal, _ := json.Marshal(Preparation{Format: preparationFormat, State: PrepareForward})
+	if err := os.WriteFile(s.journalOf(), journal, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	says(t, s.Status(ctx, dayAndAHalf), StateAttention, "respaldo prepare was interrupted (under way)")
+	journal, _ = json.Marshal(Preparation{Format: preparationFormat, State: PrepareDone})
+	if err := os.WriteFile(s.journalOf(), journal, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	says(t, s.Status(ctx, dayAndAHalf), StateOK)
+	r := rollback{Way: volume.Rollback{Snapshot: respaldo.Snapshot{Name: "before-upgrade"}}}
+	way, _ := json.Marshal(r)
+	if name := rolledBackTo(ledger.Entry{Kind: kindRollback, Attrs: map[string]string{attrRollback: string(way)}}); name != "to before-upgrade" {
+		t.Errorf("a dead rollback is named %q", name)
+	}
 	s.Repository = func(context.Context) (*repo.Repo, error) { return nil, errors.New("connection refused") }
 	st = s.Status(ctx, dayAndAHalf)
 	says(t, st, StateAttention, "cannot reach the repository: connection refused")

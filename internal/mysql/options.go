@@ -28,6 +28,8 @@ type optionFiles struct {
 	options  []option // in the order read; a later one overrides
 	read     []string // files that exist and were read, includes among them
 	dirs     []string // directories that are included, in the order read
+	pretend  string   // a file that is read as if it were there, and held just the option below
+	as       option
 	warnings []string
 }
 
@@ -117,10 +119,21 @@ func (o *optionFiles) directive(path string, n int, line string, wanted map[stri
 			return nil
 		}
 		o.dirs = append(o.dirs, dir)
-		sort.Slice(entries, func(i, j int) bool { return entries[i].Name() < entries[j].Name() })
+		var names []string
 		for _, e := range entries {
-			if strings.HasSuffix(e.Name(), ".cnf") {
-				if err := o.readFile(filepath.Join(dir, e.Name()), wanted, depth+1); err != nil {
+			if strings.HasSuffix(e.Name(), ".cnf") && filepath.Join(dir, e.Name()) != o.pretend {
+				names = append(names, e.Name())
+			}
+		}
+		if filepath.Dir(o.pretend) == filepath.Clean(dir) {
+			names = append(names, filepath.Base(o.pretend))
+		}
+		sort.Strings(names)
+		for _, name := range names {
+			if path := filepath.Join(dir, name); path == o.pretend {
+				o.options = append(o.options, o.as)
+			} else {
+				if err := o.readFile(path, wanted, depth+1); err != nil {
 					return err
 				}
 			}

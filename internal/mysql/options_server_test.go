@@ -27,20 +27,32 @@ func TestServerFiles(t *testing.T) {
 	if got := files.IncludeDir(); got != dir+"/mariadb.conf.d" {
 		t.Errorf("included last is %q", got)
 	}
-	says := func(want, where string) {
+	ours := dir + "/mariadb.conf.d/zz-respaldo-main.cnf"
+	beaten := func(by, where string) {
 		t.Helper()
-		value, at, err := files.Value("datadir")
-		if err != nil || value != want || !strings.Contains(at, where) {
-			t.Errorf("datadir is %q by %q (%v), not %q by %q", value, at, err, want, where)
+		value, at, err := files.Beats(ours, "datadir")
+		if err != nil || value != by || !strings.Contains(at, where) || (at == "") != (where == "") {
+			t.Errorf("a datadir of ours is beaten by %q at %q (%v), not by %q at %q", value, at, err, by, where)
 		}
 	}
-	says("/second", "50-server.cnf line 2")
-	write("mariadb.conf.d/zz-respaldo-main.cnf", "# ours\n[mysqld]\ndatadir=/third\n")
-	says("/third", "zz-respaldo-main.cnf line 3")
+	beaten("", "")
+	write("mariadb.conf.d/zz-respaldo-main.cnf", "# ours\n[mysqld]\ndatadir=/third\n") // it is there already
+	beaten("", "")
+	write("mariadb.conf.d/zzz.cnf", "[mysqld]\ndatadir=/fourth\n")
+	beaten("/fourth", "zzz.cnf line 2")
 	files = append(files, write("late.cnf", "[server]\ndatadir=/late\n"))
-	says("/late", "late.cnf line 2")
-	if value, where, err := files.Value("innodb_data_home_dir"); value != "" || where != "" || err != nil {
-		t.Errorf("an option that nobody sets: %q by %q, %v", value, where, err)
+	beaten("/late", "late.cnf line 2")
+	for group, several := range map[string]bool{"mysqld-8.4": false, "mariadb-10.11": false, "mysqld_safe": false, "mysqld_multi": false, "mariadb-dump": false, "client": false, "galera": false,
+		"mysqld@shop": true, "mariadbd.shop": true, "mariadb.shop": true, "mysqld2": true, "mysqld-shop": true} {
+		files = ServerFiles{write("group.cnf", "["+group+"]\nport=1\n")}
+		if found, err := files.groupOfAnother(); err != nil || (found != "") != several {
+			t.Errorf("[%s]: %q, %v", group, found, err)
+		}
+	}
+	for _, p := range []Process{{Args: []string{"--defaults-group-suffix=.shop"}}, {env: map[string]string{"MYSQL_GROUP_SUFFIX": "@shop"}}} {
+		if why, err := (&Facts{Process: p}).SharedWith(dir); err != nil || !strings.Contains(why, "shop") {
+			t.Errorf("one of several servers: %q, %v", why, err)
+		}
 	}
 	if dir := (ServerFiles{write("bare.cnf", "[mysqld]\n")}).IncludeDir(); dir != "" {
 		t.Errorf("nothing is included, and yet %q", dir)

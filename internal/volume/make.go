@@ -40,7 +40,8 @@ type Making struct {
 	Server   string              `json:"server"`
 	Kind     respaldo.VolumeKind `json:"kind"`
 	Device   string              `json:"device,omitempty"`
-	Wipe     []string            `json:"wipe,omitempty"` // signatures that go
+	Identity string              `json:"identity,omitempty"` // of the device
+	Wipe     []string            `json:"wipe,omitempty"`     // signatures that go
 	Group    string              `json:"group,omitempty"`
 	NewGroup bool                `json:"new_group,omitempty"`
 	Name     string              `json:"name"`
@@ -64,6 +65,8 @@ type Task struct {
 	Undo []string // nil: goes with what it was made in
 	// again takes Argv's place where an earlier attempt was cut short.
 	again []string
+	// guard refuses a device that is not what it was when this was planned; nil: names none.
+	guard func(ctx context.Context) error
 	made  func(ctx context.Context) (bool, error) // nil: cannot be told
 	ours  func(ctx context.Context) (bool, error) // that Undo takes away something of ours; nil: made
 	act   func(ctx context.Context) error         // in place of Argv
@@ -75,6 +78,11 @@ type Task struct {
 func (t Task) Do(ctx context.Context, begun bool, started func(pid int)) error {
 	if t.made != nil && begun {
 		if made, err := t.made(ctx); err != nil || made {
+			return err
+		}
+	}
+	if t.guard != nil {
+		if err := t.guard(ctx); err != nil {
 			return err
 		}
 	}
@@ -123,7 +131,7 @@ func (s *System) Tasks(m Making) []Task {
 	var tasks []Task
 	if len(m.Wipe) > 0 {
 		tasks = append(tasks, Task{Name: "wipe", Says: fmt.Sprintf("wipe %s, which holds %s", m.Device, strings.Join(m.Wipe, ", ")),
-			Argv: []string{"wipefs", "--all", m.Device}})
+			Argv: []string{"wipefs", "--all", m.Device}, guard: s.guard(m, m.Wipe...)})
 	}
 	if m.Kind == respaldo.Btrfs {
 		tasks = append(tasks, s.btrfsTasks(m)...)
@@ -140,15 +148,27 @@ func (s *System) btrfsTasks(m Making) []Task {
 	mkfs := func(force ...string) []string {
 		return slices.Concat([]string{"mkfs.btrfs", "-q"}, force, []string{"-L", m.Name, "-U", m.FSUUID, m.Device})
 	}
+	ours := func(context.Context) (bool, error) { // by its own UUID, whatever the device is called by now
+		fsType, uuid, err := probe(m.Device)
+		return err == nil && fsType == m.FSType && uuid == m.FSUUID, nil
+	}
 	return []Task{
 		{Name: "mkfs", Says: "make a Btrfs filesystem on the whole of " + m.Device, Argv: mkfs(), again: mkfs("-f"),
-			Undo: []string{"wipefs", "--all", m.Device},
-			ours: func(context.Context) (bool, error) {
-				fsType, uuid, err := probe(m.Device)
-				return err == nil && fsType == m.FSType && uuid == m.FSUUID, nil
+			Undo: []string{"wipefs", "--all", m.Device}, ours: ours,
+			guard: func(ctx context.Context) error {
+				if is, err := ours(ctx); err != nil || is {
+					return err
+				}
+				return s.guard(m)(ctx)
 			}},
 		{Name: "subvolume", Says: "make the subvolume " + m.Name + ", which can be snapshotted while the top level cannot hold its own snapshots",
 			Argv: []string{"btrfs", "subvolume", "create", "/" + m.Name}, // of the filesystem's top level
+			guard: func(ctx context.Context) error {
+				if is, err := ours(ctx); err != nil || is {
+					return err
+				}
+				return &respaldo.Error{Kind: respaldo.Refused, What: m.Device + " does not hold the filesystem that was made on it", Hint: "names of devices change when a machine starts: lsblk -f shows what is what"}
+			},
 			made: func(context.Context) (bool, error) { return s.inTop(m.Device, subvolumeIn(m.Name)) },
 			act: func(context.Context) error {
 				_, err := s.inTop(m.Device, func(top *os.File) (bool, error) { return true, createSubvolume(top, m.Name) })
@@ -192,14 +212,13 @@ func (s *System) lvmTasks(m Making) []Task {
 	if m.NewGroup {
 		tasks = append(tasks,
 			Task{Name: "pv", Says: "let LVM use the whole of " + m.Device, Argv: s.lvmArgv([]string{"pvcreate", "--yes", m.Device}),
-				Undo: s.lvmArgv([]string{"pvremove", m.Device}), // refuses one that is in a group
-				made: func(ctx context.Context) (bool, error) {
-					found, err := s.signatures(ctx, m.Device)
-					return slices.Contains(found, "LVM2_member"), err
-				}},
+				Undo:  s.lvmArgv([]string{"pvremove", m.Device}), // refuses one that is in a group
+				guard: s.guard(m),
+				made:  func(ctx context.Context) (bool, error) { return s.madePhysical(ctx, m) }},
 			Task{Name: "group", Says: "make the volume group " + m.Group, Argv: s.lvmArgv([]string{"vgcreate", "--addtag", tag, m.Group, m.Device}),
-				Undo: s.lvmArgv([]string{"vgremove", m.Group}), // refuses one that holds volumes, without --force
-				made: func(ctx context.Context) (bool, error) { return s.groupHasTag(ctx, m.Group, tag) }})
+				Undo:  s.lvmArgv([]string{"vgremove", m.Group}), // refuses one that holds volumes, without --force
+				guard: s.guard(m, physicalVolume),
+				made:  func(ctx context.Context) (bool, error) { return s.groupHasTag(ctx, m.Group, tag) }})
 	}
 	lv := m.Group + "/" + m.Name
 	create := []string{"lvcreate", "--yes", "--wipesignatures", "y", "--addtag", tag, "--size", bytesArg(m.Bytes), "--name", m.Name, m.Group}
@@ -224,6 +243,19 @@ func (s *System) lvmTasks(m Making) []Task {
 		Task{Name: "volume", Says: says, Argv: s.lvmArgv(create), Undo: s.lvmArgv([]string{"lvremove", "--yes", lv}),
 			made: func(ctx context.Context) (bool, error) { return s.volumeHasTag(ctx, lv, tag) }},
 		Task{Name: "mkfs", Says: "make an " + m.FSType + " filesystem on it", Argv: mkfs, again: again})
+}
+
+// physicalVolume is what wipefs calls what LVM puts on a device.
+const physicalVolume = "LVM2_member"
+
+// madePhysical tells that the very device of the plan is LVM's. Another one that has its
+// name by now was not made by us.
+func (s *System) madePhysical(ctx context.Context, m Making) (bool, error) {
+	if m.sameDevice(s.identityOf(m.Device)) != nil {
+		return false, nil
+	}
+	found, err := s.signatures(ctx, m.Device)
+	return slices.Contains(found, physicalVolume), err
 }
 
 // groupHasTag tells that a group exists and is the one that we made.

@@ -49,7 +49,7 @@ func (s *System) PlanMaking(ctx context.Context, r MakeRequest) (Making, error) 
 		if err := d.refuseHolding(r.Wipe); err != nil {
 			return m, err
 		}
-		room, m.Wipe = d.Bytes, d.Signatures
+		room, m.Wipe, m.Identity = d.Bytes, d.Signatures, d.Identity
 	}
 	if m.Kind == respaldo.Btrfs {
 		return m, m.planBtrfs(room, r)
@@ -301,6 +301,10 @@ func (s *System) MountedFrom(ctx context.Context, dir string, m Making) (bool, e
 	if err != nil || loc.MountPoint != loc.Real || loc.Device == "" {
 		return false, err
 	}
+	if m.Kind == respaldo.Btrfs { // whatever its device is called by now
+		_, uuid, err := probe(loc.Device)
+		return uuid == m.FSUUID && loc.FSRoot == "/"+m.Name, err
+	}
 	var a, b unix.Stat_t
 	if err := unix.Stat(loc.Device, &a); err != nil {
 		return false, &os.PathError{Op: "stat", Path: loc.Device, Err: err}
@@ -310,5 +314,5 @@ func (s *System) MountedFrom(ctx context.Context, dir string, m Making) (bool, e
 	} else if err != nil {
 		return false, &os.PathError{Op: "stat", Path: m.Node(), Err: err}
 	}
-	return a.Rdev == b.Rdev && (m.Kind != respaldo.Btrfs || loc.FSRoot == "/"+m.Name), nil
+	return a.Rdev == b.Rdev, nil
 }
