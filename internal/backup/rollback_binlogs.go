@@ -196,7 +196,7 @@ func (op *operation) describeState(ctx context.Context, p *RollbackPlan, r *roll
 		return err
 	}
 	f := frozen{covers: p.covers}
-	return op.saveManifest(r.Way.State.Name, keptManifest{m, f.inside()})
+	return op.saveManifest(r.Way.State.Name, keptManifest{Manifest: m, Inside: f.inside(), StateBefore: r.Way.Snapshot.Name})
 }
 
 // endOf moves coordinates to the end of the last binlog. If the server has written more
