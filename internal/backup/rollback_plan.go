@@ -210,11 +210,32 @@ func (op *operation) lookAtPlaces(ctx context.Context, p *RollbackPlan) error {
 		return err
 	}
 	p.Notes = append(p.Notes, notes...)
-	return op.refuseOnVolume(ctx, p, op.StateDir, "the state directory", "set state_dir to a directory elsewhere")
+	return errors.Join(op.refuseNestedIn(ctx, p),
+		op.refuseOnVolume(ctx, p, op.StateDir, "the state directory", "set state_dir to a directory elsewhere"),
+		op.refuseOnVolume(ctx, p, op.Folder, "the repository", "move it elsewhere: backups on the volume of the data are lost with it, too"),
+		op.refuseOnVolume(ctx, p, op.CacheDir, "the cache", "set cache_dir to a directory elsewhere"))
+}
+
+// refuseNestedIn refuses a Btrfs subvolume that lies anywhere in the one of the data. It
+// would not go back, but away with what the volume was, and keep that from being removed.
+func (op *operation) refuseNestedIn(ctx context.Context, p *RollbackPlan) error {
+	if p.Volume.Kind != respaldo.Btrfs {
+		return nil // what is mounted below it is refused already
+	}
+	nested, err := op.volumes.Nested(ctx, p.mounted.Path)
+	if err != nil || len(nested) == 0 {
+		return err
+	}
+	return &respaldo.Error{Kind: respaldo.Refused,
+		What: fmt.Sprintf("%s is a subvolume of its own in the data's, and would not go back with it", strings.Join(nested, ", ")),
+		Hint: "move it out of " + p.mounted.Path + ", or delete it (btrfs subvolume delete); to go back now, restore a backup"}
 }
 
 // refuseOnVolume refuses to have our own notes go back with the volume.
 func (op *operation) refuseOnVolume(ctx context.Context, p *RollbackPlan, dir, what, hint string) error {
+	if dir == "" { // a repository elsewhere
+		return nil
+	}
 	for !exists(dir) {
 		dir = filepath.Dir(dir)
 	}

@@ -32,6 +32,9 @@ type rollback struct {
 	SaveTo   string          `json:"save_to,omitempty"`
 	Timeline history         `json:"timeline"` // that begins with the switch
 
+	Copied     []string `json:"copied,omitempty"`       // binlogs into SaveTo, begun or done
+	MadeSaveTo bool     `json:"made_save_to,omitempty"` // it was not there
+
 	held   *ledger.Held
 	copied *ledger.Held // the entry of the snapshot's copy
 	over   bool         // the volume is back and mounted: a failure from here on changes nothing
@@ -137,7 +140,7 @@ func (op *operation) settleRollback(ctx context.Context, r *rollback) (forward b
 			err = joinErrors(err, removeErr)
 		}
 	}
-	return false, notStarted, joinErrors(err, dropCopiedBinlogs(r.SaveTo))
+	return false, notStarted, joinErrors(err, r.dropCopiedBinlogs())
 }
 
 // settleRollbacks is settleRollback for what dead runs have left. A server that does not

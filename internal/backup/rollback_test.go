@@ -1,12 +1,67 @@
 package backup
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/host"
+	"github.com/respaldo-backup/respaldo/internal/ledger"
+	"github.com/respaldo-backup/respaldo/internal/mysql"
 )
+
+// What somebody puts beside the copies of the binlogs stays, and so does the directory that
+// was there before.
+func TestCopiedBinlogsAreDropped(t *testing.T) {
+	for _, there := range []bool{true, false} {
+		dir := t.TempDir()
+		l, err := ledger.Open(filepath.Join(dir, "state"), "main", "rollback", filepath.Join(dir, "run"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &rollback{SaveTo: filepath.Join(dir, "binlogs")}
+		if there {
+			if err := os.Mkdir(r.SaveTo, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r.held, err = l.Intend(kindRollback, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.willCopy([]mysql.Binlog{{Name: "binlog.000001"}, {Name: "binlog.000002"}}); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(r.SaveTo, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		theirs := filepath.Join(r.SaveTo, "binlog.000003")
+		for _, path := range []string{filepath.Join(r.SaveTo, "binlog.000001"), theirs} {
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := r.willCopy([]mysql.Binlog{{Name: "binlog.000002"}, {Name: "binlog.000003"}}); respaldo.KindOf(err) != respaldo.Refused {
+			t.Errorf("another's file would be overwritten: %v", err)
+		}
+		for range 2 { // and again after a crash
+			if err := r.dropCopiedBinlogs(); err != nil {
+				t.Error(err)
+			}
+		}
+		if entries, err := os.ReadDir(r.SaveTo); err != nil || len(entries) != 1 {
+			t.Errorf("left: %v, %v", entries, err)
+		}
+		os.Remove(theirs)
+		if err := r.dropCopiedBinlogs(); err != nil || exists(r.SaveTo) != there {
+			t.Errorf("the directory, which was there %v, is there %v: %v", there, exists(r.SaveTo), err)
+		}
+		if err := joinErrors(r.held.Released(), l.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+}
 
 // The usual unit may be that of a server which runs.
 func TestServiceOfOneOfSeveral(t *testing.T) {
