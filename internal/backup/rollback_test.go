@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,8 @@ import (
 	"github.com/respaldo-backup/respaldo/internal/host"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
+	"github.com/respaldo-backup/respaldo/internal/run"
+	"github.com/respaldo-backup/respaldo/internal/volume"
 )
 
 // What somebody puts beside the copies of the binlogs stays, and so does the directory that
@@ -61,6 +64,39 @@ func TestCopiedBinlogsAreDropped(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// Somebody has started the server while its volume was away: nothing is mounted over it.
+func TestServerBelowTheMountPoint(t *testing.T) {
+	at := t.TempDir()
+	data := filepath.Join(at, "mysql")
+	file := filepath.Join(data, "ibdata1")
+	if err := os.Mkdir(data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pid := holdOpen(t, file)
+	calls := &called{}
+	op := &operation{Site: &Site{Server: "shop", Run: calls}, volumes: &volume.System{Run: calls}}
+	r := &rollback{DataDir: data, Mounted: volume.Mounted{At: at, Path: at, Device: "/dev/null", FSType: "ext4"}}
+	err := op.mountAgain(t.Context(), r)
+	if respaldo.KindOf(err) != respaldo.Leftovers || !strings.Contains(err.Error(), pid) || len(respaldo.HintsOf(err)) != 1 || len(calls.argv) > 0 {
+		t.Errorf("ran %q: %v, %q", calls.argv, err, respaldo.HintsOf(err))
+	}
+	r.DataDir = filepath.Join(at, "elsewhere")
+	if err := op.mountAgain(t.Context(), r); err != nil || len(calls.argv) != 1 {
+		t.Errorf("ran %q: %v", calls.argv, err)
+	}
+}
+
+// called notes what would be run.
+type called struct{ argv [][]string }
+
+func (c *called) Run(_ context.Context, cmd run.Cmd) (run.Result, error) {
+	c.argv = append(c.argv, cmd.Argv)
+	return run.Result{}, nil
 }
 
 // The usual unit may be that of a server which runs.

@@ -171,17 +171,19 @@ func fstabLine(path, at string) ([]string, error) {
 	return nil, lines.Err()
 }
 
-// MountAgain mounts a volume as it was. One that is mounted there already is left alone.
-func (s *System) MountAgain(ctx context.Context, m Mounted) error {
+// IsMounted tells whether a volume is mounted, or another filesystem where it was.
+func (s *System) IsMounted(m Mounted) (bool, error) {
 	if m.At == "" {
-		return nil
+		return true, nil
 	}
 	there, err := mountedOn(m.At)
-	if err != nil {
+	return there != nil, err
+}
+
+// MountAgain mounts a volume as it was. One that is mounted there already is left alone.
+func (s *System) MountAgain(ctx context.Context, m Mounted) error {
+	if is, err := s.IsMounted(m); is || err != nil {
 		return err
-	}
-	if there != nil {
-		return nil
 	}
 	if _, err := s.Run.Run(ctx, run.Cmd{Argv: []string{"mount", "-t", m.FSType, "-o", m.Options, m.Device, m.At}, Uninterruptible: true}); err != nil {
 		return &respaldo.Error{Kind: respaldo.Failed, What: "cannot mount " + m.Device + " at " + m.At + " again", Err: err,
