@@ -206,29 +206,14 @@ func (op *operation) lookAtPlaces(ctx context.Context, p *RollbackPlan) error {
 	}
 	p.manifest.Layout.Places = storedPlaces(p.covers)
 	var notes []string
-	if p.mounted, notes, err = op.volumes.Mounted(p.Volume); err != nil {
+	if p.mounted, notes, err = op.volumes.Mounted(ctx, p.Volume); err != nil {
 		return err
 	}
 	p.Notes = append(p.Notes, notes...)
-	return errors.Join(op.refuseNestedIn(ctx, p),
+	return errors.Join(
 		op.refuseOnVolume(ctx, p, op.StateDir, "the state directory", "set state_dir to a directory elsewhere"),
 		op.refuseOnVolume(ctx, p, op.Folder, "the repository", "move it elsewhere: backups on the volume of the data are lost with it, too"),
 		op.refuseOnVolume(ctx, p, op.CacheDir, "the cache", "set cache_dir to a directory elsewhere"))
-}
-
-// refuseNestedIn refuses a Btrfs subvolume that lies anywhere in the one of the data. It
-// would not go back, but away with what the volume was, and keep that from being removed.
-func (op *operation) refuseNestedIn(ctx context.Context, p *RollbackPlan) error {
-	if p.Volume.Kind != respaldo.Btrfs {
-		return nil // what is mounted below it is refused already
-	}
-	nested, err := op.volumes.Nested(ctx, p.mounted.Path)
-	if err != nil || len(nested) == 0 {
-		return err
-	}
-	return &respaldo.Error{Kind: respaldo.Refused,
-		What: fmt.Sprintf("%s is a subvolume of its own in the data's, and would not go back with it", strings.Join(nested, ", ")),
-		Hint: "move it out of " + p.mounted.Path + ", or delete it (btrfs subvolume delete); to go back now, restore a backup"}
 }
 
 // refuseOnVolume refuses to have our own notes go back with the volume.

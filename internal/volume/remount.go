@@ -29,9 +29,23 @@ type Mounted struct {
 
 // Mounted looks how a volume is mounted, and refuses what could not be mounted again as it
 // was, or not with another volume in its place: several mounts, mounts below it, the root
-// filesystem, a Btrfs subvolume that fstab names by its ID. The options are those of
+// filesystem, a Btrfs subvolume that fstab names by its ID or that has others in it. The options are those of
 // /etc/fstab, or where it does not name the mount point the kernel's.
-func (s *System) Mounted(v respaldo.Volume) (Mounted, []string, error) {
+func (s *System) Mounted(ctx context.Context, v respaldo.Volume) (Mounted, []string, error) {
+	m, warnings, err := s.mountOfVolume(v)
+	if err != nil || v.Kind != respaldo.Btrfs {
+		return m, warnings, err
+	}
+	// They would not go back, but away with what the volume was, and keep that from being removed.
+	nested, err := s.Nested(ctx, m.Path)
+	if err == nil && len(nested) > 0 {
+		err = &respaldo.Error{Kind: respaldo.Refused, What: strings.Join(nested, ", ") + " is a subvolume of its own in " + v.Name + ", and would not go back with it",
+			Hint: "move it out of " + m.Path + ", or delete it (btrfs subvolume delete); to go back now, restore a backup"}
+	}
+	return m, warnings, err
+}
+
+func (s *System) mountOfVolume(v respaldo.Volume) (Mounted, []string, error) {
 	refuse := func(hint, format string, args ...any) error {
 		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf(format, args...), Hint: hint}
 	}
