@@ -161,7 +161,7 @@ func showCloned(p *page, done backup.Cloned) {
 	if done.Following != nil {
 		f.field("follows", "has applied "+done.Following.String()+", where the origin stood after its start")
 	}
-	f.field("respaldo", done.Program)
+	f.field("program", done.Program)
 	p.table(f)
 	for _, w := range done.Warnings {
 		p.printf("\nnote: %s\n", w)

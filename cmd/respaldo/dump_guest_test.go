@@ -28,14 +28,23 @@ import (
 // Dumps as a user makes them while the origin moves on: of the moment that their heads
 // name, whole or not there, and nothing else is left.
 func TestDump(t *testing.T) {
-	for _, c := range []struct {
+	type stands []struct {
 		volume, server string
 		test           func(*stand)
-	}{
+	}
+	list := stands{
 		{"thin-ext4", "mariadb-10.11", (*stand).dumpsEverywhere},
 		{"thick-ext4", "mysql-5.6", (*stand).dumpsOfOneMoment},
-		{"btrfs", "mariadb-11.8", (*stand).dumpsOfOneMoment},
-	} {
+		{"btrfs", "mariadb-10.5", (*stand).dumpsOfOneMoment},
+	}
+	if soak {
+		for _, server := range servers.Names {
+			for _, volume := range []string{"thick-xfs", "thin-xfs", "btrfs-on-lv"} {
+				list = append(list, stands{{volume, server, (*stand).dumpsOfOneMoment}}...)
+			}
+		}
+	}
+	for _, c := range list {
 		t.Run(c.volume+" "+c.server, func(t *testing.T) {
 			o := standOptions{}
 			if c.server == "mariadb-10.11" {

@@ -26,11 +26,18 @@ func newRootCmd(a *app, extra ...func(*app) *cobra.Command) *cobra.Command {
 LVM or Btrfs: it holds writers for an instant, takes a snapshot, saves that into an
 encrypted, deduplicated repository, proves it by starting it, and leaves nothing behind.
 
-Begin with respaldo check, which says what a backup would do and touches nothing.`,
+Any backup or snapshot is also a private server within seconds (serve), a logical dump
+(dump), or a server or replica on another node (clone); a volume goes back to a snapshot
+that was kept (rollback).
+
+Begin with respaldo check, which says what a backup would do and touches nothing. Where the
+data lies on no volume that can be snapshotted, respaldo prepare moves it onto one.`,
 		Example: `  respaldo check
   respaldo init
   respaldo backup
-  respaldo restore latest --to /srv/restored`,
+  respaldo restore latest --to /srv/restored
+  respaldo serve now
+  respaldo rollback SNAPSHOT`,
 		Version:           buildVersion().Version,
 		SilenceErrors:     true,
 		SilenceUsage:      true,

@@ -34,7 +34,7 @@ func TestServe(t *testing.T) {
 	list := stands{
 		{"thin-ext4", "mariadb-10.11", (*stand).servesNow},
 		{"thick-ext4", "mysql-5.6", (*stand).servesKept},
-		{"btrfs", "mariadb-11.8", (*stand).servesBackup},
+		{"btrfs", "mysql-9.7", (*stand).servesBackup},
 	}
 	if soak {
 		list = nil

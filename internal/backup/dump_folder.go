@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
@@ -29,32 +31,41 @@ func (d *folderDump) write(ctx context.Context, instance *mysql.Instance, job *d
 	return d.op.mydump(ctx, instance, job, d.path+partialSuffix)
 }
 
-func (d *folderDump) keep(_ context.Context, job *dumpJob) error {
+func (d *folderDump) keep(ctx context.Context, job *dumpJob) error {
 	if err := syncTree(d.path + partialSuffix); err != nil {
 		return err
 	}
-	if d.force {
-		if err := d.op.refuseForeignFolder(d.path); err != nil {
-			return err
-		}
-	}
-	err := d.op.settlePartial(d.path, d.force, d.held)
+	err := d.settle(ctx)
 	if err == nil {
 		job.done.File = d.path
 	}
 	return err
 }
 
-// refuseForeignFolder makes way for a new dump where there is an older one, and removes
-// nothing else: a directory by that name may hold anything.
-func (op *operation) refuseForeignFolder(path string) error {
-	switch {
-	case !exists(path):
-		return nil
-	case !exists(filepath.Join(path, mysql.DumpCoordinates)):
-		return &respaldo.Error{Kind: respaldo.Refused, What: path + " holds something else than a dump", Hint: "name another directory"}
+// settle gives the directory its name. An older dump there changes places with it, and goes
+// as what was partial would have gone: at every moment one of them has the name.
+func (d *folderDump) settle(ctx context.Context) error {
+	if !d.force || !exists(d.path) {
+		return d.op.settlePartial(d.path, d.force, d.held)
 	}
-	return os.RemoveAll(path)
+	if err := refuseForeignFolder(d.path); err != nil { // it may be another by now
+		return err
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, d.path+partialSuffix, unix.AT_FDCWD, d.path, unix.RENAME_EXCHANGE)
+	if err != nil {
+		return &respaldo.Error{Kind: respaldo.Failed, What: "cannot replace " + d.path + ", which stays as it was", Hint: "name a directory that does not exist, or one on another filesystem", Err: err}
+	}
+	ledger.Point("dump.exchanged")
+	return joinErrors(syncDir(filepath.Dir(d.path)), d.held.Release(ctx))
+}
+
+// refuseForeignFolder refuses to replace anything but an older dump: a directory by that
+// name may hold anything.
+func refuseForeignFolder(path string) error {
+	if exists(filepath.Join(path, mysql.DumpCoordinates)) {
+		return nil
+	}
+	return &respaldo.Error{Kind: respaldo.Refused, What: path + " holds something else than a dump", Hint: "name another directory"}
 }
 
 func (d *folderDump) close(ctx context.Context, err *error) {

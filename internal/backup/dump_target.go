@@ -147,6 +147,8 @@ func mayReplace(path string, r DumpRequest) error {
 		return &respaldo.Error{Kind: respaldo.Refused, What: path + " exists and is no " + what, Hint: "name a " + what + " that the dump shall become, or - for standard output"}
 	case !r.Force:
 		return &respaldo.Error{Kind: respaldo.Refused, What: path + " exists", Hint: "name another " + what + ", or replace it with --force"}
+	case info.IsDir():
+		return refuseForeignFolder(path)
 	}
 	return nil
 }

@@ -159,7 +159,14 @@ func (s *Site) mydumps(t *testing.T) {
 	if err != nil || done.Tables < 20 || done.File != dir || !exists(dir+"/metadata") || exists(dir+partialSuffix) {
 		t.Fatalf("%+v, %v", done, err)
 	}
-	if r.Force = true; os.Remove(dir+"/respaldo.txt") != nil {
+	r.Force = true
+	if err := os.WriteFile(dir+"/of-the-older-one", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Dump(t.Context(), r); err != nil || !exists(dir+"/metadata") || exists(dir+"/of-the-older-one") || exists(dir+partialSuffix) {
+		t.Errorf("in the place of an older one: %v", err)
+	}
+	if os.Remove(dir+"/respaldo.txt") != nil {
 		t.Error("it does not say what it is of")
 	}
 	if _, err := s.Dump(t.Context(), r); respaldo.KindOf(err) != respaldo.Refused || !exists(dir+"/metadata") {
@@ -216,6 +223,10 @@ func TestDumpRequestsAreChecked(t *testing.T) {
 	}
 	if err := mayReplace(r.File, r); respaldo.KindOf(err) != respaldo.Refused {
 		t.Errorf("in place of a directory: %v", err)
+	}
+	r.Tool, r.Force = "mydumper", true // said before hours of dumping, not after
+	if err := mayReplace(r.File, r); respaldo.KindOf(err) != respaldo.Refused {
+		t.Errorf("in place of a directory that is no dump: %v", err)
 	}
 	if err := mayReplace(r.File+"/missing/file", r); respaldo.KindOf(err) != respaldo.Refused {
 		t.Errorf("into a directory that is missing: %v", err)

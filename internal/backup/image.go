@@ -218,7 +218,7 @@ func (op *operation) workingCopy(ctx context.Context, f *frozen, root string, im
 	if err != nil {
 		return err
 	}
-	copied, err := repo.Copy(ctx, tree, img.What, targets, repo.RestoreOptions{}, op.midway("image.copying"))
+	copied, err := repo.Copy(ctx, tree, img.What, targets, repo.RestoreOptions{Working: true}, op.midway("image.copying"))
 	if err != nil {
 		return contextCause(ctx, err)
 	}
@@ -260,14 +260,11 @@ func (op *operation) fetch(ctx context.Context, request imageRequest, dir string
 // restoreImage restores a backup into an empty working folder, as it was: an instance sees
 // the files under the origin's own paths.
 func (op *operation) restoreImage(ctx context.Context, r *repo.Repo, b respaldo.Backup, dir string) (openedImage, error) {
-	if err := refuseSmall(dir, b.Bytes); err != nil {
-		return openedImage{}, err
-	}
 	targets, err := targets(b.Manifest, RestoreRequest{To: dir + "/data"})
 	if err != nil {
 		return openedImage{}, err
 	}
-	if err := r.Restore(ctx, b, targets, repo.RestoreOptions{}, op.Report.Progress); err != nil {
+	if err := r.Restore(ctx, b, targets, repo.RestoreOptions{Working: true}, op.Report.Progress); err != nil {
 		return openedImage{}, contextCause(ctx, err)
 	}
 	return openedImage{Manifest: b.Manifest, Dirs: restoredDirs(b.Manifest.Layout, targets),

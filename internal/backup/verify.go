@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/repo"
 )
@@ -119,17 +117,4 @@ func (op *operation) proveFromRepository(ctx context.Context, r *repo.Repo, b re
 		v.Proof = &proof
 		return err
 	})
-}
-
-// refuseSmall refuses to begin what cannot fit.
-func refuseSmall(dir string, need int64) error {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return err
-	}
-	if free := int64(fs.Bavail) * fs.Bsize; free < need {
-		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s has %s free, and the backup needs %s", dir, FormatBytes(free), FormatBytes(need)),
-			Hint: "make room there, or set state_dir to a larger filesystem"}
-	}
-	return nil
 }

@@ -124,9 +124,17 @@ func TestRestoreOntoAFullDisk(t *testing.T) {
 	}
 	must(t, os.Remove(filler))
 
+	// What is ours for a while leaves room for others, where a restore may take the last of it.
+	var fs syscall.Statfs_t
+	must(t, syscall.Statfs(v.Path, &fs))
+	random(t, filler, int(int64(fs.Bfree)*fs.Bsize>>20)-33)
+	err := r.Restore(t.Context(), b, map[string]string{"data": to}, repo.RestoreOptions{Working: true}, nil)
+	fails(t, "a working copy", err, respaldo.Refused, to, "room", "state_dir")
+	must(t, os.Remove(filler))
+
 	// Not known beforehand: somebody else fills the disk meanwhile.
 	full := false
-	err := restore(false, func(p respaldo.Progress) {
+	err = restore(false, func(p respaldo.Progress) {
 		if p.Done == 0 || full {
 			return
 		}

@@ -24,6 +24,9 @@ import (
 type RestoreOptions struct {
 	// Force replaces what a target holds: it is removed first, all of it.
 	Force bool
+	// Working says that the files are ours, for a while: a twentieth of the filesystem stays
+	// free for others, the origin perhaps.
+	Working bool
 	// Begin, if set, is called for each target right before anything in it is removed or
 	// written: the caller's last chance to refuse.
 	Begin func(target string) error
@@ -102,7 +105,7 @@ func (w *writing) write(ctx context.Context, parts []*part, o RestoreOptions) er
 			return p.explain(err)
 		}
 	}
-	if err := enoughRoom(parts, w.sparse); err != nil {
+	if err := enoughRoom(parts, w.sparse, o.Working); err != nil {
 		return err
 	}
 	for _, p := range parts {

@@ -159,7 +159,11 @@ func (p *part) survey() error {
 }
 
 // enoughRoom refuses early what cannot fit; an hour later it would be a full disk.
-func enoughRoom(parts []*part, sparse map[string]bool) error {
+func enoughRoom(parts []*part, sparse map[string]bool, working bool) error {
+	hint := "free or add space there, or restore into another directory; nothing was touched"
+	if working {
+		hint = "a twentieth of it stays free for others: make room there, or set state_dir to a larger filesystem"
+	}
 	type volume struct{ need, free int64 }
 	volumes := map[uint64]*volume{}
 	for _, p := range parts {
@@ -171,14 +175,17 @@ func enoughRoom(parts []*part, sparse map[string]bool) error {
 		if err := unix.Statfs(p.root.Name(), &st); err != nil {
 			return p.explain(err)
 		}
-		if st.Type == unix.BTRFS_SUPER_MAGIC {
+		if st.Type == unix.BTRFS_SUPER_MAGIC && !working {
 			continue // may compress; what it says is free is an estimate
 		}
 		device := info.Sys().(*syscall.Stat_t).Dev
 		v := volumes[device]
 		if v == nil {
 			v = &volume{free: int64(st.Bavail) * st.Bsize}
-			if os.Geteuid() == 0 {
+			switch {
+			case working:
+				v.free -= int64(st.Blocks) / 20 * st.Bsize
+			case os.Geteuid() == 0:
 				v.free = int64(st.Bfree) * st.Bsize
 			}
 			volumes[device] = v
@@ -191,8 +198,7 @@ func enoughRoom(parts []*part, sparse map[string]bool) error {
 		}
 		if v.need > v.free {
 			return &respaldo.Error{Kind: respaldo.Refused,
-				What: fmt.Sprintf("%s has room for %s, and what goes there needs %s", p.target, gib(v.free), gib(v.need)),
-				Hint: "free or add space there, or restore into another directory; nothing was touched"}
+				What: fmt.Sprintf("%s has room for %s, and what goes there needs %s", p.target, gib(max(v.free, 0)), gib(v.need)), Hint: hint}
 		}
 	}
 	return nil

@@ -120,6 +120,8 @@ func (v *Volume) storage() string {
 
 func (v *Volume) mount(t T, options string) {
 	t.Helper()
+	_, err := os.Stat(v.Path)
+	made := os.IsNotExist(err)
 	if err := os.MkdirAll(v.Path, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +136,9 @@ func (v *Volume) mount(t T, options string) {
 			t.Errorf("unmount %s: %v; held by %s", v.Path, err, strings.Join(holders(v.Path), ", "))
 			unix.Unmount(v.Path, unix.MNT_DETACH)
 		}
-		os.Remove(v.Path)
+		if made {
+			os.Remove(v.Path)
+		}
 	})
 }
 
