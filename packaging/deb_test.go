@@ -100,7 +100,7 @@ func TestDebianPackage(t *testing.T) {
 		return command(t, append([]string{"dpkg", "--root=" + root, "--log=/dev/null", "--force-not-root", "--force-script-chrootless", "--force-bad-path"}, args...)...)
 	}
 	said := dpkg("-i", deb)
-	if !strings.Contains(said, "makes no backups yet") || !strings.Contains(said, "systemctl enable --now respaldo-backup@main.timer") {
+	if !strings.Contains(said, "makes no backups yet") || !strings.Contains(said, "systemctl enable --now respaldo-backup@main.timer") || !strings.Contains(said, "a rollback that a power cut left midway") {
 		t.Errorf("it does not say what to do next:\n%s", said)
 	}
 	if got := command(t, root+"/usr/bin/respaldo", "version"); !strings.Contains(got, "v1.2.3-4-gabcdef") {

@@ -42,6 +42,7 @@ func TestRollbackCrash(t *testing.T) {
 				}
 			}
 			s.t = t
+			s.rollbackInterrupted()
 			s.before.NothingLeft(t, "lab-service", fmt.Sprintf("process %d ", guest.ServicePID(s.server)), "subvolume "+s.volume.Device+" mysql")
 		})
 	}
@@ -106,6 +107,36 @@ func (s *stand) rollbackKilled(n int, point string) {
 	}
 	if !slices.Contains(names, snapshot) && !strings.HasPrefix(s.volume.Kind, "thick") {
 		s.t.Errorf("the snapshot itself is gone: %q", names)
+	}
+	s.removeSnapshots()
+}
+
+// rollbackInterrupted: Ctrl-C while the server is stopped brings it back as it was.
+func (s *stand) rollbackInterrupted() {
+	s.t.Helper()
+	copies := func() []string { // those of rollbacks that were finished stay
+		found, err := filepath.Glob(s.dir + "/state/binlogs/main-*")
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return found
+	}
+	snapshot, before := s.take().Snapshot.Name, copies()
+	s.server.Exec(s.t, "INSERT INTO shop.customers VALUES (20000, 'not lost')")
+	now := guest.Checksums(s.t, s.server.DB)
+	if o := s.run([]string{"RESPALDO_FAULT=int:rollback.stopped"}, "rollback", snapshot, "--yes", "--prove", "none"); o.code != 130 {
+		s.t.Errorf("exit code %d, not 130\n%s%s", o.code, o.stdout, o.stderr)
+	}
+	s.reconnect()
+	s.sameTables(now)
+	if left := s.snapshots(); len(left) != 1 || left[0].Snapshot.Name != snapshot {
+		s.t.Errorf("left: %+v", left)
+	}
+	if left := copies(); !slices.Equal(left, before) {
+		s.t.Errorf("copies are left: %q, before %q", left, before)
+	}
+	if noted, err := ledger.Peek(s.dir+"/state", "main"); err != nil || len(noted) > 0 {
+		s.t.Errorf("the ledger still notes %v, %v", noted, err)
 	}
 	s.removeSnapshots()
 }

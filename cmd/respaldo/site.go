@@ -40,6 +40,7 @@ func (a *app) siteOf(name string) (*backup.Site, error) {
 		MySQL:    mysql.Options{DefaultsFile: s.DefaultsFile, Socket: s.Socket, Host: s.Host, Port: s.Port, User: s.User},
 		Binary:   s.Mysqld,
 		Service:  host.Commands{Stop: s.Stop, Start: s.Start},
+		Several:  len(c.Names()) > 1,
 		StateDir: c.StateDir, RunDir: c.RunDir, LVMConfig: c.LVMConfig,
 		Repository: func(ctx context.Context) (*repo.Repo, error) { return a.open(ctx, s.Repository) },
 		Folder:     repo.FolderOf(s.Repository.URL), CacheDir: c.CacheDir,

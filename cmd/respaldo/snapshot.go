@@ -159,9 +159,16 @@ func showSnapshots(p *page, list []backup.KeptSnapshot) {
 		case !k.Fill.Valid:
 			full = "LOST"
 		}
-		t.row(k.Snapshot.Name, formatTime(k.Snapshot.Created), k.Snapshot.Volume, coordinates, full, staysText(k.Snapshot)+usedText(k.UsedBy))
+		t.row(k.Snapshot.Name, formatTime(k.Snapshot.Created), k.Snapshot.Volume, coordinates, full, staysText(k.Snapshot)+beforeText(k.StateBefore)+usedText(k.UsedBy))
 	}
 	p.table(t)
+}
+
+func beforeText(snapshot string) string {
+	if snapshot == "" {
+		return ""
+	}
+	return "; the state before the rollback to " + snapshot
 }
 
 func usedText(user string) string {

@@ -147,6 +147,9 @@ func (h *machine) unitsRun(t *testing.T) {
 	for _, unit := range []string{"respaldo-backup@main", "respaldo-cleanup@main", "respaldo-status"} {
 		guest.Run(t, "systemctl", "start", unit+".service") // waits for a oneshot, and fails with it
 	}
+	if timers := guest.Run(t, "systemctl", "show", "--property=TimersMonotonic", "respaldo-cleanup@main.timer"); !strings.Contains(timers, "OnBootUSec=1min") {
+		t.Errorf("nothing ends a rollback after a boot: %s", timers)
+	}
 	var list []respaldo.Backup
 	if h.into(&list, "list"); len(list) != 1 || !list[0].Manifest.Proof.OK {
 		t.Errorf("after the units ran there is %+v", list)

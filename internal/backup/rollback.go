@@ -105,7 +105,7 @@ func (op *operation) goBack(ctx context.Context, p *RollbackPlan, done *RolledBa
 		return err
 	}
 	done.DownSeconds = time.Since(stopped).Seconds()
-	return op.sameAsSnapshot(ctx, p, r)
+	return op.sameAsSnapshot(ctx, r)
 }
 
 // proveBefore starts a private server on a copy of the snapshot, so that a rollback to a bad
@@ -163,6 +163,22 @@ func (op *operation) takeDown(ctx context.Context, r *rollback) error {
 	return nil
 }
 
+// mountAgain mounts the volume, unless a server runs on what lies below its mount point:
+// somebody has started that meanwhile, and would go on writing where nobody sees it.
+func (op *operation) mountAgain(ctx context.Context, r *rollback) error {
+	mounted, err := op.volumes.IsMounted(r.Mounted)
+	if err != nil {
+		return err
+	}
+	if !mounted {
+		if err := refuseOpen(r.DataDir); err != nil {
+			return &respaldo.Error{Kind: respaldo.Leftovers, What: "a server was started at " + r.DataDir + " while its volume was not mounted", Err: errors.New(err.Error()),
+				Hint: "stop it, see what it has written to " + r.Mounted.At + ", then run: respaldo cleanup --server " + op.Server}
+		}
+	}
+	return op.volumes.MountAgain(ctx, r.Mounted)
+}
+
 // switchOver has the volume be what the snapshot was, and mounts it. It can be repeated
 // after a crash.
 func (op *operation) switchOver(ctx context.Context, r *rollback) error {
@@ -178,7 +194,7 @@ func (op *operation) switchOver(ctx context.Context, r *rollback) error {
 	if err := op.saveHistory(r.Timeline); err != nil {
 		return err
 	}
-	if err := op.volumes.MountAgain(ctx, r.Mounted); err != nil {
+	if err := op.mountAgain(ctx, r); err != nil {
 		return err
 	}
 	ledger.Point("rollback.mounted")

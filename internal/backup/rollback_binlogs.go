@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/dustin/go-humanize/english"
@@ -94,10 +95,12 @@ func (op *operation) copyBinlogs(ctx context.Context, p *RollbackPlan, r *rollba
 	if finished {
 		binlogs = binlogs[:max(0, len(binlogs)-1)]
 	}
+	if err := r.willCopy(binlogs); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(p.SaveTo, 0o700); err != nil {
 		return err
 	}
-	var bytes int64
 	for _, b := range binlogs {
 		if info, err := os.Stat(filepath.Join(p.SaveTo, b.Name)); err == nil && info.Size() == b.Bytes {
 			continue
@@ -106,7 +109,6 @@ func (op *operation) copyBinlogs(ctx context.Context, p *RollbackPlan, r *rollba
 			return &respaldo.Error{Kind: respaldo.Failed, What: "cannot copy the binlog " + b.Path + " to " + p.SaveTo, Err: err,
 				Hint: "without it the rollback would destroy what came after the snapshot: make room, or give --save-binlogs another directory"}
 		}
-		bytes += b.Bytes
 	}
 	for _, dir := range []string{p.SaveTo, filepath.Dir(p.SaveTo), filepath.Dir(filepath.Dir(p.SaveTo))} { // MkdirAll may have made them all
 		if err := syncDir(dir); err != nil {
@@ -148,22 +150,34 @@ func copySynced(ctx context.Context, from, to string) error {
 	return errors.Join(err, out.Sync(), out.Close())
 }
 
-// dropCopiedBinlogs removes the copies of binlogs that have not been lost after all. The
-// directory was empty, and goes unless somebody has put something else there.
-func dropCopiedBinlogs(dir string) error {
-	if dir == "" {
-		return nil
+// willCopy notes what is about to be copied. A file that is there already is another's.
+func (r *rollback) willCopy(binlogs []mysql.Binlog) error {
+	if _, err := os.Lstat(r.SaveTo); errors.Is(err, fs.ErrNotExist) {
+		r.MadeSaveTo = true
 	}
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	for _, b := range binlogs {
+		if slices.Contains(r.Copied, b.Name) {
+			continue
+		}
+		if to := filepath.Join(r.SaveTo, b.Name); exists(to) {
+			return &respaldo.Error{Kind: respaldo.Refused, What: to + " is there already, and is none of our copies", Hint: "give --save-binlogs an empty directory"}
+		}
+		r.Copied = append(r.Copied, b.Name)
 	}
-	for _, e := range entries {
-		if e.Type().IsRegular() {
-			err = joinErrors(err, os.Remove(filepath.Join(dir, e.Name())))
+	return r.note()
+}
+
+// dropCopiedBinlogs removes the copies of binlogs that have not been lost after all, and
+// nothing else that somebody has put there.
+func (r *rollback) dropCopiedBinlogs() (err error) {
+	for _, name := range r.Copied {
+		if removeErr := os.Remove(filepath.Join(r.SaveTo, name)); removeErr != nil && !errors.Is(removeErr, fs.ErrNotExist) {
+			err = joinErrors(err, removeErr)
 		}
 	}
-	os.Remove(dir)
+	if r.MadeSaveTo {
+		os.Remove(r.SaveTo) // unless there is something else in it
+	}
 	return err
 }
 
@@ -196,7 +210,7 @@ func (op *operation) describeState(ctx context.Context, p *RollbackPlan, r *roll
 		return err
 	}
 	f := frozen{covers: p.covers}
-	return op.saveManifest(r.Way.State.Name, keptManifest{m, f.inside()})
+	return op.saveManifest(r.Way.State.Name, keptManifest{Manifest: m, Inside: f.inside(), StateBefore: r.Way.Snapshot.Name})
 }
 
 // endOf moves coordinates to the end of the last binlog. If the server has written more

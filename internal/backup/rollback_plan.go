@@ -88,7 +88,7 @@ func (op *operation) planRollback(ctx context.Context, request RollbackRequest) 
 	if p.Running {
 		pid = p.facts.Process.PID
 	}
-	if p.service, err = (&host.Host{Run: op.Run, Log: op.Log}).Service(ctx, pid, op.Service); err != nil {
+	if p.service, err = op.findService(ctx, pid); err != nil {
 		return nil, err
 	}
 	p.Service = p.service.String()
@@ -103,6 +103,16 @@ func (op *operation) planRollback(ctx context.Context, request RollbackRequest) 
 	}
 	op.remarkRollback(p)
 	return p, nil
+}
+
+// findService finds out who stops and starts the server with this process, 0 if it does
+// not run.
+func (op *operation) findService(ctx context.Context, pid int) (*host.Service, error) {
+	if pid == 0 && op.Several && len(op.Service.Start) == 0 {
+		return nil, &respaldo.Error{Kind: respaldo.Refused, What: "cannot tell how the server is stopped and started: it does not run, and other servers are configured, too",
+			Hint: `give the commands in the configuration, stop = ["…"] and start = ["…"] in [server.` + op.Server + `]`}
+	}
+	return (&host.Host{Run: op.Run, Log: op.Log}).Service(ctx, pid, op.Service)
 }
 
 // findSnapshot finds one of ours of this server that stays, with its manifest.
@@ -196,15 +206,21 @@ func (op *operation) lookAtPlaces(ctx context.Context, p *RollbackPlan) error {
 	}
 	p.manifest.Layout.Places = storedPlaces(p.covers)
 	var notes []string
-	if p.mounted, notes, err = op.volumes.Mounted(p.Volume); err != nil {
+	if p.mounted, notes, err = op.volumes.Mounted(ctx, p.Volume); err != nil {
 		return err
 	}
 	p.Notes = append(p.Notes, notes...)
-	return op.refuseOnVolume(ctx, p, op.StateDir, "the state directory", "set state_dir to a directory elsewhere")
+	return errors.Join(
+		op.refuseOnVolume(ctx, p, op.StateDir, "the state directory", "set state_dir to a directory elsewhere"),
+		op.refuseOnVolume(ctx, p, op.Folder, "the repository", "move it elsewhere: backups on the volume of the data are lost with it, too"),
+		op.refuseOnVolume(ctx, p, op.CacheDir, "the cache", "set cache_dir to a directory elsewhere"))
 }
 
 // refuseOnVolume refuses to have our own notes go back with the volume.
 func (op *operation) refuseOnVolume(ctx context.Context, p *RollbackPlan, dir, what, hint string) error {
+	if dir == "" { // a repository elsewhere
+		return nil
+	}
 	for !exists(dir) {
 		dir = filepath.Dir(dir)
 	}

@@ -32,6 +32,9 @@ type rollback struct {
 	SaveTo   string          `json:"save_to,omitempty"`
 	Timeline history         `json:"timeline"` // that begins with the switch
 
+	Copied     []string `json:"copied,omitempty"`       // binlogs into SaveTo, begun or done
+	MadeSaveTo bool     `json:"made_save_to,omitempty"` // it was not there
+
 	held   *ledger.Held
 	copied *ledger.Held // the entry of the snapshot's copy
 	over   bool         // the volume is back and mounted: a failure from here on changes nothing
@@ -120,15 +123,19 @@ func (op *operation) settleRollback(ctx context.Context, r *rollback) (forward b
 		if err := op.switchOver(ctx, r); err != nil {
 			return true, nil, err
 		}
-		return true, op.startIfStopped(ctx, r), nil
+		started, notStarted := op.startIfStopped(ctx, r)
+		if started && notStarted == nil {
+			notStarted = op.sameAsSnapshot(ctx, r)
+		}
+		return true, notStarted, nil
 	}
 	if r.Phase != stillUp {
-		if err := op.volumes.MountAgain(ctx, r.Mounted); err != nil {
+		if err := op.mountAgain(ctx, r); err != nil {
 			return false, nil, err
 		}
 		if r.Running {
 			r.Phase = stopping // for what is said of a server that does not start
-			notStarted = op.startIfStopped(ctx, r)
+			_, notStarted = op.startIfStopped(ctx, r)
 		}
 	}
 	err = op.volumes.UndoRollback(ctx, &r.Way)
@@ -137,7 +144,7 @@ func (op *operation) settleRollback(ctx context.Context, r *rollback) (forward b
 			err = joinErrors(err, removeErr)
 		}
 	}
-	return false, notStarted, joinErrors(err, dropCopiedBinlogs(r.SaveTo))
+	return false, notStarted, joinErrors(err, r.dropCopiedBinlogs())
 }
 
 // settleRollbacks is settleRollback for what dead runs have left. A server that does not
@@ -219,24 +226,25 @@ const (
 	recoverPatience  = 30 * time.Minute
 )
 
-// startIfStopped starts a server that we have stopped, or were about to.
-func (op *operation) startIfStopped(ctx context.Context, r *rollback) error {
+// startIfStopped starts a server that we have stopped, or were about to, and tells whether
+// it had to.
+func (op *operation) startIfStopped(ctx context.Context, r *rollback) (bool, error) {
 	told := mysql.Process{PID: r.PID, Started: r.Started}
 	if refuseOpen(r.DataDir) != nil && !(r.PID > 0 && told.Alive()) {
-		return nil // it runs, and is not the one that was told to stop
+		return false, nil // it runs, and is not the one that was told to stop
 	}
 	service, err := op.serviceOf(ctx, r)
 	if err != nil {
-		return err
+		return true, err
 	}
 	waiting, cancel := context.WithTimeout(ctx, shutdownPatience)
 	defer cancel()
 	if r.PID > 0 && told.Alive() {
 		if err := service.Stop(waiting, func() bool { return !told.Alive() }); err != nil {
-			return err
+			return true, err
 		}
 	}
-	return op.startServer(ctx, r)
+	return true, op.startServer(ctx, r)
 }
 
 // startServer returns when the server answers, or does not let us in.
@@ -255,6 +263,10 @@ func (op *operation) startServer(ctx context.Context, r *rollback) error {
 		server, err := mysql.Connect(ctx, op.MySQL, op.Log)
 		if err == nil {
 			server.Close()
+			if refuseOpen(r.DataDir) == nil { // one that had been started before the volume was there
+				return &respaldo.Error{Kind: respaldo.NotProved, What: "a server answers, and has nothing open in " + r.DataDir + ": it is none that lives on the volume",
+					Hint: "see who has started it and on which files, stop it, and start the server again"}
+			}
 			op.Report.Step("started", "the server answers, after "+FormatDuration(time.Since(begun)))
 			ledger.Point("rollback.started")
 			return nil
@@ -275,19 +287,21 @@ func (op *operation) notStarted(r *rollback, cause error) error {
 	return &respaldo.Error{Kind: respaldo.NotProved, What: fmt.Sprintf("the volume is mounted at %s, and the server does not start", r.Mounted.Path), Hint: hint, Err: cause}
 }
 
-// sameAsSnapshot asks the server whether it is what the snapshot's manifest says.
-func (op *operation) sameAsSnapshot(ctx context.Context, p *RollbackPlan, r *rollback) error {
+// sameAsSnapshot asks the server, which has just been started, whether it is what the
+// snapshot's manifest says. That itself may be gone.
+func (op *operation) sameAsSnapshot(ctx context.Context, r *rollback) error {
+	at := r.Timeline.Coordinates
 	server, err := mysql.Connect(ctx, op.MySQL, op.Log)
 	if err != nil {
 		return err
 	}
 	defer server.Close()
-	other, err := server.SameHistory(ctx, *p.Manifest)
+	other, err := server.SameHistory(ctx, respaldo.Manifest{ServerUUID: r.Timeline.ServerUUID, Quiesced: respaldo.Quiesced{Coordinates: at}})
 	if err != nil {
 		return err
 	}
 	if other == "" {
-		op.Report.Step("the same", "the server goes on from "+p.Manifest.Quiesced.Coordinates.String())
+		op.Report.Step("the same", "the server goes on from "+at.String())
 		return nil
 	}
 	hint := "see its error log"

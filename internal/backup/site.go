@@ -40,6 +40,9 @@ type Site struct {
 	Binary []string // how to start the server program; empty: as the running one was
 	// Service is how the server itself is stopped and started; empty: by its systemd unit.
 	Service host.Commands
+	// Several tells that the configuration has other servers, too: a unit of a usual name may
+	// be any one's.
+	Several bool
 
 	StateDir string // survives a reboot: ledger, kept snapshots' manifests, working copies
 	RunDir   string // does not: mounts, sockets

@@ -24,9 +24,12 @@ type KeptSnapshot struct {
 	Fill     respaldo.Fill      `json:"fill"`
 	Inactive bool               `json:"inactive,omitempty"` // as a thin one is after a reboot: not lost
 	Manifest *respaldo.Manifest `json:"manifest,omitempty"`
-	Note     string             `json:"note,omitempty"` // what becomes of one that was just taken
-	UsedBy   string             `json:"used_by,omitempty"`
-	Warning  string             `json:"warning,omitempty"` // that its storage fills up, and what to do
+	// StateBefore is the snapshot that a rollback went to, where this one is what the volume
+	// was before it.
+	StateBefore string `json:"state_before,omitempty"`
+	Note        string `json:"note,omitempty"` // what becomes of one that was just taken
+	UsedBy      string `json:"used_by,omitempty"`
+	Warning     string `json:"warning,omitempty"` // that its storage fills up, and what to do
 }
 
 // CreateSnapshot takes a snapshot that stays until it is removed or expires. It is not
@@ -73,7 +76,7 @@ func (op *operation) letStay(ctx context.Context, f *frozen, m respaldo.Manifest
 	if kept.Fill, err = f.snapshot.Fill(ctx); err != nil {
 		return kept, err
 	}
-	if err := op.saveManifest(kept.Snapshot.Name, keptManifest{m, f.inside()}); err != nil {
+	if err := op.saveManifest(kept.Snapshot.Name, keptManifest{Manifest: m, Inside: f.inside()}); err != nil {
 		return kept, err
 	}
 	ledger.Point("snapshot.stays")
@@ -113,8 +116,12 @@ func (s *Site) Snapshots(ctx context.Context) ([]KeptSnapshot, error) {
 			return nil, err
 		}
 		k.Inactive = !k.Fill.Valid && k.Snapshot.Kind == respaldo.LVMThin && !exists(k.Snapshot.Path)
-		if k.Manifest, err = s.loadManifest(k.Snapshot.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		kept, err := s.loadKept(k.Snapshot.Name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
+		}
+		if kept != nil {
+			k.Manifest, k.StateBefore = &kept.Manifest, kept.StateBefore
 		}
 		if k.UsedBy, err = s.usedBy(k.Snapshot.Name); err != nil {
 			return nil, err
@@ -205,13 +212,14 @@ func (op *operation) retireKept(ctx context.Context, swept *Swept) error {
 }
 
 // unwanted says of kept snapshots why they go by themselves. One with a time of its own is
-// not the policy's.
+// not the policy's, and neither is what a rollback has undone: there is no other copy of it.
 func (op *operation) unwanted(snapshots []volume.Snapshot) map[string]string {
 	why := map[string]string{}
 	var judged []respaldo.Backup
 	for _, snapshot := range snapshots {
 		switch d := snapshot.Describe(); {
 		case !d.Kept:
+		case d.Expires.IsZero() && op.stateBefore(d.Name):
 		case d.Expires.IsZero():
 			judged = append(judged, respaldo.Backup{ID: d.Name, Start: d.Created})
 		case !time.Now().Before(d.Expires):
@@ -223,6 +231,15 @@ func (op *operation) unwanted(snapshots []volume.Snapshot) map[string]string {
 		why[b.ID] = "[keep_snapshots] keeps newer ones"
 	}
 	return why
+}
+
+// stateBefore tells that a snapshot is what a volume was before a rollback, or may be.
+func (s *Site) stateBefore(name string) bool {
+	kept, err := s.loadKept(name)
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	return kept.StateBefore != ""
 }
 
 // retire removes a snapshot that was to stay, unless somebody uses it.
@@ -310,6 +327,9 @@ type keptManifest struct {
 	// Inside is where the places that the snapshot holds lie below its root, by their real
 	// paths.
 	Inside map[string]string `json:"inside"`
+	// StateBefore is the snapshot that a rollback went to, where this one is what the volume
+	// was before it.
+	StateBefore string `json:"state_before,omitempty"`
 }
 
 // inside is where a place lies in the snapshot, if it does.

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -29,16 +27,17 @@ type Service struct {
 	// Unit is the systemd unit, "mariadb.service"; empty where commands are configured.
 	Unit     string
 	commands Commands
-	sockets  []string // units that would start it again at the next connection
+	sockets  []string // units that would start it again at the next connection, where they are active
 }
 
 // knownUnits are tried for a server that does not run, which nobody can be asked about.
 var knownUnits = []string{"mariadb.service", "mysql.service", "mysqld.service"}
 
 // Service finds out who starts and stops a server: the configured commands if there are
-// any, else the systemd unit that the process belongs to. For a server that does not run
-// (pid 0) it is the one unit of a usual name that is installed, however often it is linked.
-// Where none or several can be meant the error is Refused and says what to configure.
+// any, else the systemd unit whose server the process is. For a server that does not run
+// (pid 0) it is the one unit of a usual name that is installed, however often it is linked;
+// one that runs is another server's. Where none or several can be meant the error is Refused
+// and says what to configure.
 func (h *Host) Service(ctx context.Context, pid int, commands Commands) (*Service, error) {
 	s := &Service{host: h, commands: commands}
 	if len(commands.Start) > 0 {
@@ -49,56 +48,53 @@ func (h *Host) Service(ctx context.Context, pid int, commands Commands) (*Servic
 	}
 	var err error
 	if pid > 0 {
-		s.Unit, err = h.unitOf(pid)
+		s.Unit, err = h.unitOf(ctx, pid)
 	} else {
 		s.Unit, err = h.installedUnit(ctx)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return s, s.findSockets(ctx)
+	return s, s.findSockets(ctx, func(socket string) (bool, error) { return h.is(ctx, "ActiveState", socket, "active") })
 }
 
-// UnitService is the service of a unit that is known already.
+// UnitService is the service of a unit that is known already. It may have been stopped with
+// its sockets meanwhile: those count that come with the next boot, too.
 func (h *Host) UnitService(ctx context.Context, unit string) (*Service, error) {
 	s := &Service{host: h, Unit: unit}
-	return s, s.findSockets(ctx)
+	return s, s.findSockets(ctx, func(socket string) (bool, error) {
+		if active, err := h.is(ctx, "ActiveState", socket, "active"); err != nil || active {
+			return active, err
+		}
+		return h.is(ctx, "UnitFileState", socket, "enabled")
+	})
 }
 
-func (s *Service) findSockets(ctx context.Context) error {
+// findSockets keeps those sockets of the unit that are used: distributions install some
+// that nobody has enabled, and starting these would open doors.
+func (s *Service) findSockets(ctx context.Context, used func(socket string) (bool, error)) error {
 	triggers, err := s.host.show(ctx, "TriggeredBy", s.Unit)
+	if err != nil {
+		return err
+	}
 	for _, unit := range triggers {
-		if strings.HasSuffix(unit, ".socket") {
+		if !strings.HasSuffix(unit, ".socket") {
+			continue
+		}
+		is, err := used(unit)
+		if err != nil {
+			return err
+		}
+		if is {
 			s.sockets = append(s.sockets, unit)
 		}
 	}
-	return err
+	return nil
 }
 
 func refuseService(why string) error {
 	return &respaldo.Error{Kind: respaldo.Refused, What: "cannot tell how the server is stopped and started: " + why,
 		Hint: `give the commands in the configuration, stop = ["…"] and start = ["…"] in [server.NAME]`}
-}
-
-// unitOf reads the unit from the process's control group: "0::/system.slice/mariadb.service".
-// A program started by hand lies in its user's session, one in a container in a scope.
-func (h *Host) unitOf(pid int) (string, error) {
-	groups, err := os.ReadFile(h.path("/proc/" + strconv.Itoa(pid) + "/cgroup"))
-	if err != nil {
-		return "", refuseService(err.Error())
-	}
-	for line := range strings.Lines(string(groups)) {
-		_, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
-		controllers, group, _ := strings.Cut(rest, ":")
-		if controllers != "" && controllers != "name=systemd" {
-			continue
-		}
-		unit := path.Base(group)
-		if strings.HasSuffix(unit, ".service") && !strings.HasPrefix(group, "/user.slice/") {
-			return unit, nil
-		}
-	}
-	return "", refuseService(fmt.Sprintf("process %d does not belong to a unit of systemd's", pid))
 }
 
 func (h *Host) installedUnit(ctx context.Context) (string, error) {
@@ -108,12 +104,12 @@ func (h *Host) installedUnit(ctx context.Context) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		state, err := h.show(ctx, "LoadState", unit)
+		loaded, err := h.is(ctx, "LoadState", unit, "loaded")
 		if err != nil {
 			return "", err
 		}
 		// Distributions link the usual names to each other: Id is the unit's own.
-		if slices.Equal(state, []string{"loaded"}) && len(id) == 1 && !slices.Contains(found, id[0]) {
+		if loaded && len(id) == 1 && !slices.Contains(found, id[0]) {
 			found = append(found, id[0])
 		}
 	}
@@ -121,9 +117,31 @@ func (h *Host) installedUnit(ctx context.Context) (string, error) {
 	case 0:
 		return "", refuseService("it does not run, and there is no " + strings.Join(knownUnits, ", "))
 	case 1:
-		return found[0], nil
+		return found[0], h.refuseRunning(ctx, found[0])
 	}
 	return "", refuseService("it does not run, and may be any of " + strings.Join(found, ", "))
+}
+
+// refuseRunning refuses a unit that runs, for a server that does not.
+func (h *Host) refuseRunning(ctx context.Context, unit string) error {
+	active, err := h.is(ctx, "ActiveState", unit, "active")
+	if err != nil {
+		return err
+	}
+	pid, err := h.show(ctx, "MainPID", unit)
+	if err != nil {
+		return err
+	}
+	if active || len(pid) == 1 && pid[0] != "0" {
+		return refuseService("it does not run, and " + unit + " does, so that must be another server's")
+	}
+	return nil
+}
+
+// is tells whether a unit's property is one word.
+func (h *Host) is(ctx context.Context, property, unit, word string) (bool, error) {
+	words, err := h.show(ctx, property, unit)
+	return slices.Equal(words, []string{word}), err
 }
 
 // show returns the words of a unit's property.

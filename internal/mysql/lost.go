@@ -211,7 +211,8 @@ func (s *Server) Replicas(ctx context.Context) ([]Replica, error) {
 }
 
 // SameHistory tells in which way a server, which has just been started on an image, is not
-// where that image's lock was: its binlog must go on from there. Empty where it is.
+// where that image's lock was: its binlog must go on from there. Empty where it is, or where
+// nobody can tell, as the server has purged that binlog when it started.
 func (s *Server) SameHistory(ctx context.Context, m respaldo.Manifest) (string, error) {
 	rows, err := queryRows(ctx, s.db, "SHOW GLOBAL VARIABLES")
 	if err != nil {
@@ -230,6 +231,17 @@ func (s *Server) SameHistory(ctx context.Context, m respaldo.Manifest) (string, 
 		return "", err
 	}
 	since, complete := BinlogsSince(all, at)
+	if !complete && len(all) > 0 && directlyAfter(all[0].Name, at.File) {
+		now, err := s.Coordinates(ctx)
+		if err != nil {
+			return "", err
+		}
+		lacks, _, err := s.Since(ctx, now.GTIDSet, at.GTIDSet)
+		if err != nil || lacks == "" {
+			return "", err
+		}
+		return "it lacks the transactions " + lacks, nil
+	}
 	if !complete {
 		var names []string
 		for _, b := range all {
@@ -247,4 +259,17 @@ func (s *Server) SameHistory(ctx context.Context, m respaldo.Manifest) (string, 
 		return fmt.Sprintf("its binlog %s has %d transactions that came after %s", at.File, count, at), nil
 	}
 	return "", nil
+}
+
+// directlyAfter tells whether a binlog is the next one after another: binlog.000042 after
+// binlog.000041.
+func directlyAfter(name, before string) bool {
+	parse := func(name string) (base string, number int, err error) {
+		dot := strings.LastIndexByte(name, '.')
+		number, err = strconv.Atoi(name[dot+1:])
+		return name[:max(0, dot)], number, err
+	}
+	base, number, err := parse(name)
+	lastBase, last, lastErr := parse(before)
+	return err == nil && lastErr == nil && base == lastBase && number == last+1
 }

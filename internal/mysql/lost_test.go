@@ -15,6 +15,23 @@ func TestCountGTIDs(t *testing.T) {
 	}
 }
 
+func TestDirectlyAfter(t *testing.T) {
+	for names, want := range map[[2]string]bool{
+		{"binlog.000042", "binlog.000041"}:           true,
+		{"db1.bin.1000000", "db1.bin.999999"}:        true,
+		{"binlog.000043", "binlog.000041"}:           false,
+		{"binlog.000041", "binlog.000041"}:           false,
+		{"binlog.000040", "binlog.000041"}:           false,
+		{"other.000042", "binlog.000041"}:            false,
+		{"binlog", "binlog.000041"}:                  false,
+		{"binlog.000001.gz", "binlog.000000.000000"}: false,
+	} {
+		if got := directlyAfter(names[0], names[1]); got != want {
+			t.Errorf("%s after %s: %v", names[0], names[1], got)
+		}
+	}
+}
+
 func TestMariaSince(t *testing.T) {
 	for _, c := range []struct {
 		then, now, set string

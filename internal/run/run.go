@@ -45,7 +45,8 @@ type Cmd struct {
 	// Started, if set, is called with the process ID right after the start, before the
 	// wait; the ledger notes volume commands through it.
 	Started func(pid int)
-	// SysProcAttr, if set, is used as it is, except that Uninterruptible adds Setpgid.
+	// SysProcAttr, if set, is used as it is, except that Uninterruptible adds Setpgid. With
+	// Setpgid, what the program has started goes with it when the context ends.
 	SysProcAttr *syscall.SysProcAttr
 }
 
@@ -98,7 +99,7 @@ type Local struct {
 }
 
 // Run starts the program and waits for it. When ctx ends first, an interruptible program
-// gets SIGTERM, and SIGKILL ten seconds later.
+// gets SIGTERM, and SIGKILL ten seconds later, with its process group if that is its own.
 func (l Local) Run(ctx context.Context, c Cmd) (Result, error) {
 	if err := ctx.Err(); err != nil {
 		return Result{}, context.Cause(ctx)
@@ -111,8 +112,19 @@ func (l Local) Run(ctx context.Context, c Cmd) (Result, error) {
 		bound = context.WithoutCancel(ctx)
 	}
 	cmd := exec.CommandContext(bound, program(c.Argv[0]), c.Argv[1:]...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 10 * time.Second
+	grouped := c.SysProcAttr != nil && c.SysProcAttr.Setpgid && !c.Uninterruptible
+	var cancelled time.Time // set before Wait returns an error of the context's
+	cmd.Cancel = func() error {
+		cancelled = time.Now()
+		if !grouped {
+			return cmd.Process.Signal(syscall.SIGTERM)
+		}
+		if syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) == syscall.ESRCH {
+			return os.ErrProcessDone
+		}
+		return nil
+	}
+	cmd.WaitDelay = waitDelay
 	cmd.Env = append(c.inherits(), c.Env...)
 	cmd.Dir = c.Dir
 	cmd.Stdin = c.Stdin
@@ -140,10 +152,28 @@ func (l Local) Run(ctx context.Context, c Cmd) (Result, error) {
 		c.Started(cmd.Process.Pid)
 	}
 	err := cmd.Wait()
+	if grouped && !cancelled.IsZero() {
+		endGroup(cmd.Process.Pid, cancelled.Add(waitDelay))
+	}
 	r := Result{Stdout: stdout.Bytes(), Stderr: stderr.Bytes(), Exit: cmd.ProcessState.ExitCode(), Took: time.Since(start)}
 	err = l.judge(ctx, c, r, err)
 	l.log(c, r, err)
 	return r, err
+}
+
+// waitDelay is how long a program that was told to end may take.
+const waitDelay = 10 * time.Second
+
+// endGroup returns when nothing is left of a process group that was told to end: what its
+// first process has started may take as long as that itself, and is then killed.
+func endGroup(group int, until time.Time) {
+	for syscall.Kill(-group, 0) == nil {
+		if time.Now().After(until) {
+			syscall.Kill(-group, syscall.SIGKILL)
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // ordinary are the variables that any program may need and nobody keeps a secret in.

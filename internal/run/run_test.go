@@ -95,6 +95,32 @@ func TestOrdinaryCommandIsEndedByItsContext(t *testing.T) {
 	}
 }
 
+// What a shell has started does not outlive it where the group is its own: the child has
+// nothing of ours open, so nobody would wait for it.
+func TestGroupIsEndedByItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	c, hold := waiting(t, "sleep 1000 </dev/null >/dev/null 2>&1 & echo $! ; wait")
+	hold.Close()
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	var child string
+	c.Stdout = writerFunc(func(p []byte) (int, error) {
+		child = strings.TrimSpace(string(p))
+		cancel(errInterrupted)
+		return len(p), nil
+	})
+	if _, err := (Local{}).Run(ctx, c); !errors.Is(err, errInterrupted) {
+		t.Errorf("error %v", err)
+	}
+	status, _ := os.ReadFile("/proc/" + child + "/status")
+	if child == "" || len(status) > 0 && !strings.Contains(string(status), "State:\tZ") { // whoever inherits it may be slow to take notice
+		t.Errorf("process %q is left:\n%s", child, status)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
 // A terminal sends Ctrl-C to all processes of the group in its foreground.
 func TestCtrlCReachesOrdinaryCommandsOnly(t *testing.T) {
 	for kind, want := range map[string]string{

@@ -29,9 +29,23 @@ type Mounted struct {
 
 // Mounted looks how a volume is mounted, and refuses what could not be mounted again as it
 // was, or not with another volume in its place: several mounts, mounts below it, the root
-// filesystem, a Btrfs subvolume that fstab names by its ID. The options are those of
+// filesystem, a Btrfs subvolume that fstab names by its ID or that has others in it. The options are those of
 // /etc/fstab, or where it does not name the mount point the kernel's.
-func (s *System) Mounted(v respaldo.Volume) (Mounted, []string, error) {
+func (s *System) Mounted(ctx context.Context, v respaldo.Volume) (Mounted, []string, error) {
+	m, warnings, err := s.mountOfVolume(v)
+	if err != nil || v.Kind != respaldo.Btrfs {
+		return m, warnings, err
+	}
+	// They would not go back, but away with what the volume was, and keep that from being removed.
+	nested, err := s.Nested(ctx, m.Path)
+	if err == nil && len(nested) > 0 {
+		err = &respaldo.Error{Kind: respaldo.Refused, What: strings.Join(nested, ", ") + " is a subvolume of its own in " + v.Name + ", and would not go back with it",
+			Hint: "move it out of " + m.Path + ", or delete it (btrfs subvolume delete); to go back now, restore a backup"}
+	}
+	return m, warnings, err
+}
+
+func (s *System) mountOfVolume(v respaldo.Volume) (Mounted, []string, error) {
 	refuse := func(hint, format string, args ...any) error {
 		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf(format, args...), Hint: hint}
 	}
@@ -171,17 +185,19 @@ func fstabLine(path, at string) ([]string, error) {
 	return nil, lines.Err()
 }
 
-// MountAgain mounts a volume as it was. One that is mounted there already is left alone.
-func (s *System) MountAgain(ctx context.Context, m Mounted) error {
+// IsMounted tells whether a volume is mounted, or another filesystem where it was.
+func (s *System) IsMounted(m Mounted) (bool, error) {
 	if m.At == "" {
-		return nil
+		return true, nil
 	}
 	there, err := mountedOn(m.At)
-	if err != nil {
+	return there != nil, err
+}
+
+// MountAgain mounts a volume as it was. One that is mounted there already is left alone.
+func (s *System) MountAgain(ctx context.Context, m Mounted) error {
+	if is, err := s.IsMounted(m); is || err != nil {
 		return err
-	}
-	if there != nil {
-		return nil
 	}
 	if _, err := s.Run.Run(ctx, run.Cmd{Argv: []string{"mount", "-t", m.FSType, "-o", m.Options, m.Device, m.At}, Uninterruptible: true}); err != nil {
 		return &respaldo.Error{Kind: respaldo.Failed, What: "cannot mount " + m.Device + " at " + m.At + " again", Err: err,

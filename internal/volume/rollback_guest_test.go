@@ -82,7 +82,14 @@ func goesBack(t *testing.T, kind, data string) {
 	}
 	write(t, file, now)
 
-	m, _, err := sys.Mounted(origin.Describe())
+	if origin.Describe().Kind == respaldo.Btrfs {
+		nested := filepath.Join(data, "nested")
+		guest.Run(t, "btrfs", "-q", "subvolume", "create", nested)
+		_, _, err := sys.Mounted(ctx, origin.Describe())
+		refused(t, err, respaldo.Refused, nested, "would not go back with it")
+		guest.Run(t, "btrfs", "-q", "subvolume", "delete", nested)
+	}
+	m, _, err := sys.Mounted(ctx, origin.Describe())
 	if err != nil {
 		t.Fatal(err)
 	}
