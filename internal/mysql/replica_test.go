@@ -147,7 +147,7 @@ func TestFindProgram(t *testing.T) {
 		name, says, want string // want is in the refusal
 	}{
 		{"same", "8.0.36", ""}, {"newer", "8.0.40", ""},
-		{"older", "8.0.35", "older 8.0.35"}, {"next", "8.4.3", "is MySQL 8.4.3"}, {"other", "10.11.6-MariaDB", "MariaDB 10.11.6"},
+		{"older", "8.0.35", "older MySQL 8.0.35"}, {"next", "8.4.3", "is MySQL 8.4.3"}, {"other", "10.11.6-MariaDB", "MariaDB 10.11.6"},
 	} {
 		path := program(c.name, c.says)
 		got, err := FindProgram(t.Context(), []string{path}, m)
