@@ -168,7 +168,7 @@ func beforeText(snapshot string) string {
 	if snapshot == "" {
 		return ""
 	}
-	return "; the state before the rollback to " + snapshot
+	return "; before a rollback" // to which, --json says: a name is as long as the table is wide
 }
 
 func usedText(user string) string {
