@@ -4,12 +4,14 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -67,6 +69,9 @@ func (h *cutMachine) cut(point string) {
 		h.Snapshot, h.Then = h.take().Snapshot.Name, guest.Checksums(h.t, h.server.DB)
 		h.server.Exec(h.t, "UPDATE shop.customers SET name = 'changed' WHERE id < 100", "DELETE FROM shop.notes", fmt.Sprintf("CREATE DATABASE after_%d", h.Cuts),
 			fmt.Sprintf("CREATE TABLE after_%d.later (id INT) ENGINE=InnoDB", h.Cuts))
+		if point == rollbackMerging {
+			h.server.Exec(h.t, "CREATE TABLE shop.large ENGINE=InnoDB SELECT seq, REPEAT('x', 1000) FROM shop.seq_1_to_100000")
+		}
 		args = []string{"rollback", h.Snapshot, "--yes", "--prove", "none"}
 	}
 	if point == "rollback.renamed.away" {
@@ -81,9 +86,31 @@ func (h *cutMachine) cut(point string) {
 	h.write(cutFile, 0o600, string(text))
 	unix.Sync() // what the test itself needs is not what it tests
 	cmd := h.command(args...)
-	cmd.Env = append(cmd.Env, "RESPALDO_FAULT=stop:"+point)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr // the lab waits for LAB-AT there
+	if point == rollbackMerging {
+		go h.sayMerging()
+	} else {
+		cmd.Env = append(cmd.Env, "RESPALDO_FAULT=stop:"+point)
+	}
 	h.t.Fatalf("respaldo ended before %s: %v", point, cmd.Run())
+}
+
+// rollbackMerging is no point of respaldo's: LVM is at work.
+const rollbackMerging = "rollback.merging"
+
+// sayMerging calls for the power cut when LVM copies a thick snapshot back. If it never does,
+// respaldo ends, and the test with it.
+func (h *cutMachine) sayMerging() {
+	guest.Eventually(h.t, 2*time.Minute, func() error {
+		attr, err := guest.Try("lvs", "--noheadings", "-o", "lv_attr,data_percent", "mysql/mysql")
+		if err == nil && !strings.HasPrefix(strings.TrimSpace(attr), "O") {
+			err = errors.New("the volume does not merge: " + attr)
+		}
+		if err == nil {
+			fmt.Println("LAB-AT", rollbackMerging, strings.TrimSpace(attr))
+		}
+		return err
+	}, func(err error) { h.t.Error(err) })
 }
 
 func rolls(point string) bool { return strings.HasPrefix(point, "rollback.") }
@@ -156,21 +183,28 @@ func (h *cutMachine) prepared() {
 // repaired: a cleanup has the server run on its volume again, with all rows as they were or
 // all as at the snapshot, and says which; and nothing is left behind but what should stay.
 func (h *cutMachine) repaired(point string) {
+	found, written := h.writtenSinceBoot()
 	if point == "rollback.renamed.away" {
-		if h.mainPID() != "0" {
+		if found != nil {
 			h.t.Error("the server runs without its volume")
 		}
 		guest.Run(h.t, "systemctl", "start", "--no-block", guest.Unit) // somebody tries, and waits for the volume
 	}
 	var swept backup.Swept
 	h.into(&swept, "cleanup")
-	h.t.Logf("%s: cleanup says %q", point, swept.Rollbacks)
+	h.t.Logf("%s: cleanup says %q; the server ran before it: %v", point, swept.Rollbacks, found != nil)
 	h.isUp("after the cleanup")
 	want := h.Tables
 	if strings.Contains(strings.Join(swept.Rollbacks, ""), "finished") {
 		want = h.Then
 	} else if point == "rollback.renamed.away" {
 		h.t.Errorf("the rollback was not finished: %q", swept.Rollbacks)
+	}
+	if found != nil {
+		if !maps.Equal(found, want) {
+			h.t.Errorf("the machine came up with %v, and the cleanup says %q: that would be %v", found, swept.Rollbacks, want)
+		}
+		want = written
 	}
 	h.sameAs(want)
 	h.failedUnits()
@@ -189,6 +223,18 @@ func (h *cutMachine) repaired(point string) {
 	h.ok("check")
 	guest.Run(h.t, "udevadm", "settle")
 	h.Before.Rebooted().NothingLeft(h.t, "process ", "subvolume "+guest.Disk(0)+" mysql")
+}
+
+// writtenSinceBoot: where the server has come up by itself, somebody works with it before the
+// cleanup. It returns the tables before and after; nil if it did not come up.
+func (h *cutMachine) writtenSinceBoot() (found, written map[string]string) {
+	if h.mainPID() == "0" {
+		return nil, nil
+	}
+	h.server = guest.OpenUnit(h.t)
+	found = guest.Checksums(h.t, h.server.DB)
+	h.server.Exec(h.t, fmt.Sprintf("INSERT INTO shop.customers VALUES (%d, 'before the cleanup')", 20_000+h.Cuts))
+	return found, guest.Checksums(h.t, h.server.DB)
 }
 
 // writeDeep writes a file, and the directories above it.
