@@ -20,7 +20,7 @@ var powerSteps = map[string][]string{
 	"lvm-thin": {"prepare.fstab.done prepare.mount.done prepare.copied prepare.switched-1 prepare.options.done prepare.start.done",
 		"rollback.copied rollback.unmounted rollback.copy.released rollback.renamed.away rollback.renamed rollback.state.kept rollback.mounted"},
 	"lvm-thick": {"prepare.copied prepare.switched-1", "rollback.switching rollback.merging rollback.merge.begun rollback.switched"},
-	"btrfs":     {"prepare.copied prepare.switched-1", "rollback.copied rollback.exchanged rollback.mounted"},
+	"btrfs":     {"prepare.copied prepare.switched-1", "rollback.copied rollback.exchanged rollback.synced rollback.mounted"},
 }
 
 // TestSystemdPower cuts the power of a real host under prepare and rollback, and boots it
