@@ -159,16 +159,18 @@ func showSnapshots(p *page, list []backup.KeptSnapshot) {
 		case !k.Fill.Valid:
 			full = "LOST"
 		}
-		t.row(k.Snapshot.Name, formatTime(k.Snapshot.Created), k.Snapshot.Volume, coordinates, full, staysText(k.Snapshot)+beforeText(k.StateBefore)+usedText(k.UsedBy))
+		t.row(k.Snapshot.Name, formatTime(k.Snapshot.Created), k.Snapshot.Volume, coordinates, full, staysAs(k)+usedText(k.UsedBy))
 	}
 	p.table(t)
 }
 
-func beforeText(snapshot string) string {
-	if snapshot == "" {
-		return ""
+// staysAs is short where a snapshot holds what the volume was before a rollback. To which, is
+// for --json: a name would take a third of the table's width.
+func staysAs(k backup.KeptSnapshot) string {
+	if k.StateBefore != "" && k.Snapshot.Expires.IsZero() {
+		return "before a rollback"
 	}
-	return "; before a rollback" // to which, --json says: a name is as long as the table is wide
+	return staysText(k.Snapshot)
 }
 
 func usedText(user string) string {
