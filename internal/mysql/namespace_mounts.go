@@ -125,11 +125,15 @@ func makeMountPoint(path string, dir bool, work string) error {
 	return nil
 }
 
-// mirror shows one entry of a folder in its replacement.
+// mirror shows one entry of a folder in its replacement. An entry that has gone since the
+// folder was read (somebody's temporary file) has nothing to show.
 func mirror(from, to string, kind fs.FileMode) error {
 	switch {
 	case kind&fs.ModeSymlink != 0:
 		target, err := os.Readlink(from)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -143,10 +147,14 @@ func mirror(from, to string, kind fs.FileMode) error {
 			return err
 		}
 	}
-	if err := unix.Mount(from, to, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("showing %s: %w", from, err)
+	err := unix.Mount(from, to, "", unix.MS_BIND|unix.MS_REC, "")
+	if err == nil {
+		return nil
 	}
-	return nil
+	if _, gone := os.Lstat(from); errors.Is(gone, fs.ErrNotExist) {
+		return os.Remove(to)
+	}
+	return fmt.Errorf("showing %s: %w", from, err)
 }
 
 // protectAllBut makes every mount of a disk or memory filesystem read-only for this

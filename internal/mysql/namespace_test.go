@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -253,6 +254,20 @@ func TestImageStartsWhereTheOriginsPathsAreMissing(t *testing.T) {
 			t.Errorf("%s was made on disk", dir)
 		}
 		nothingLeft(t, r)
+	}
+}
+
+// What somebody removes from a busy /tmp while it is being mirrored is no error.
+func TestMirrorOfAnEntryThatHasGone(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []fs.FileMode{0, fs.ModeDir, fs.ModeSymlink} {
+		to := filepath.Join(t.TempDir(), "replacement")
+		if err := mirror(filepath.Join(t.TempDir(), "gone"), to, kind); err != nil {
+			t.Errorf("%v: %v", kind, err)
+		}
+		if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%v: something was left in its place: %v", kind, err)
+		}
 	}
 }
 
