@@ -216,10 +216,25 @@ type Quiesced struct {
 	Reason string   `json:"reason"` // why this mode, for people
 	// WaitedSeconds passed from asking for the lock to having it, HeldSeconds from
 	// having it to its release, both by our clock.
-	WaitedSeconds float64     `json:"waited_seconds"`
-	HeldSeconds   float64     `json:"held_seconds"`
-	At            time.Time   `json:"at"` // the instant of the snapshot
-	Coordinates   Coordinates `json:"coordinates"`
+	WaitedSeconds float64 `json:"waited_seconds"`
+	HeldSeconds   float64 `json:"held_seconds"`
+	// StalledSeconds is how long writers were really held: the longest time around the
+	// snapshot in which nothing was committed, as seen from outside. UsualSeconds is the
+	// longest such time right before it. Both are 0 when nobody wrote, and Stall says why
+	// or how it was measured.
+	StalledSeconds float64 `json:"stalled_seconds,omitempty"`
+	UsualSeconds   float64 `json:"usual_seconds,omitempty"`
+	Stall          string  `json:"stall,omitempty"`
+	// PauseSeconds is the volume's own part: how long its snapshot suspended it. 0: not seen.
+	PauseSeconds float64 `json:"pause_seconds,omitempty"`
+	// Tries is how often it was tried; more than one when a lock was not to be had, or
+	// a statement crossed a snapshot that was taken without one.
+	Tries int       `json:"tries,omitempty"`
+	At    time.Time `json:"at"` // the instant of the snapshot
+	// Coordinates were read under the lock; or, FromImage, in the image, since without a
+	// lock nothing stood still.
+	Coordinates Coordinates `json:"coordinates"`
+	FromImage   bool        `json:"coordinates_from_image,omitempty"`
 }
 
 // ProveLevel is how thoroughly an image is proved.
