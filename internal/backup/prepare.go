@@ -144,7 +144,8 @@ func (s *Site) loadPreparation() (*Preparation, error) {
 		err = json.Unmarshal(text, &p)
 	}
 	if err != nil {
-		return nil, &respaldo.Error{Kind: respaldo.Failed, What: "cannot read " + s.journalOf() + ", the journal of respaldo prepare", Err: err}
+		return nil, &respaldo.Error{Kind: respaldo.Failed, What: "cannot read " + s.journalOf() + ", the journal of respaldo prepare", Err: err,
+			Hint: "run as root; if it is damaged: it is plain JSON, and says what was done"}
 	}
 	if p.Format > preparationFormat {
 		return nil, &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s was written by a newer respaldo (%s)", s.journalOf(), p.Program), Hint: "use that one"}
@@ -195,7 +196,8 @@ func (s *Site) PlanUndo(ctx context.Context) (*Plan, error) {
 		return nil, err
 	}
 	if p == nil {
-		return nil, &respaldo.Error{Kind: respaldo.NotFound, What: "server " + s.Server + " was not prepared by respaldo: there is nothing to undo"}
+		return nil, &respaldo.Error{Kind: respaldo.NotFound, What: "server " + s.Server + " was not prepared by respaldo: there is nothing to undo",
+			Hint: "was it another? --server names it"}
 	}
 	return (&operation{Site: s, volumes: s.volumes()}).planOf(ctx, p)
 }
@@ -245,9 +247,6 @@ func (s *Site) Prepare(ctx context.Context, plan *Plan) (done Prepared, err erro
 		return done, err
 	}
 	defer w.close(ctx, &err)
-	if err := w.settle(ctx); err != nil {
-		return done, err
-	}
 	w.halfSwitched()
 	w.State = PrepareForward
 	if err := w.save(); err != nil {
@@ -282,9 +281,6 @@ func (s *Site) Undo(ctx context.Context, plan *Plan) (done Prepared, err error) 
 		return done, err
 	}
 	defer w.close(ctx, &err)
-	if err := w.settle(ctx); err != nil {
-		return done, err
-	}
 	if err := w.roomToGoBack(); err != nil {
 		return done, err
 	}
@@ -321,6 +317,9 @@ func (s *Site) beginPreparing(ctx context.Context, p *Preparation) (*preparing, 
 	w := &preparing{operation: op, Preparation: p}
 	if err = w.stillSo(ctx); err == nil {
 		err = w.findService(ctx)
+	}
+	if err == nil {
+		err = w.settle(ctx)
 	}
 	if err != nil {
 		w.close(ctx, &err)
