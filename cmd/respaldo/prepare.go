@@ -154,7 +154,7 @@ func (o *prepareFlags) ask(ctx context.Context, a *app, plan *backup.Plan) error
 		if answer == "y" || answer == "yes" {
 			return nil
 		}
-		return &respaldo.Error{Kind: respaldo.Refused, What: "not confirmed: nothing was touched"}
+		return &respaldo.Error{Kind: respaldo.Refused, What: "not confirmed: nothing was touched", Hint: "answer y, or give --yes"}
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

@@ -102,7 +102,7 @@ func (a *app) confirmRollback(ctx context.Context, plan backup.RollbackPlan) err
 			return nil
 		}
 	}
-	return &respaldo.Error{Kind: respaldo.Refused, What: "nothing was touched: the answer was not yes"}
+	return &respaldo.Error{Kind: respaldo.Refused, What: "nothing was touched: the answer was not yes", Hint: "type the whole word, or give --yes"}
 }
 
 func showRollbackPlan(p *page, plan backup.RollbackPlan) {

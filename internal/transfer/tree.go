@@ -200,7 +200,7 @@ func (t *tree) takeOver() error {
 
 func (t *tree) share() error {
 	if err := unix.Flock(int(t.lock.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		return &respaldo.Error{Kind: respaldo.Busy, What: "another respaldo is writing into " + t.Targets[t.Main]}
+		return &respaldo.Error{Kind: respaldo.Busy, What: "another respaldo is writing into " + t.Targets[t.Main], Hint: "wait for it"}
 	}
 	return nil
 }
