@@ -63,6 +63,7 @@ respaldo status says later how it went.`,
 		},
 	}
 	lock.add(cmd)
+	lock.addTries(cmd)
 	prove.add(cmd)
 	cmd.Flags().BoolVar(&request.KeepSnapshot, "keep-snapshot", false, "let the snapshot stay after the backup")
 	addTTL(cmd, &request.TTL)
@@ -78,7 +79,7 @@ func showMade(p *page, made backup.Made) {
 	if q.Coordinates.GTIDSet != "" {
 		f.field("GTID set", q.Coordinates.GTIDSet)
 	}
-	f.field("writers", fmt.Sprintf("held %s, after waiting %s for the lock (%s)", backup.FormatSeconds(q.HeldSeconds), backup.FormatSeconds(q.WaitedSeconds), q.Mode))
+	quiescedFields(f, q)
 	if made.Kept != nil {
 		f.field("snapshot", made.Kept.Snapshot.Name+" stays "+staysText(made.Kept.Snapshot))
 	} else {

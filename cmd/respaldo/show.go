@@ -56,7 +56,7 @@ func showBackup(p *page, b respaldo.Backup) {
 	}
 	f.field("timeline", m.Timeline)
 	f.field("volume", fmt.Sprintf("%s (%s), %s", m.Volume.Name, m.Volume.Kind, m.Volume.FSType))
-	f.field("lock", fmt.Sprintf("%s, writers held %s after waiting %s", q.Mode, backup.FormatSeconds(q.HeldSeconds), backup.FormatSeconds(q.WaitedSeconds)))
+	quiescedFields(f, q)
 	if m.Dump == nil {
 		f.field("proof", proofText(m.Proof))
 	}

@@ -63,6 +63,7 @@ respaldo cleanup, and watch the room.`,
 		},
 	}
 	lock.add(cmd)
+	lock.addTries(cmd)
 	addTTL(cmd, &ttl)
 	return cmd
 }
@@ -134,7 +135,7 @@ func showSnapshot(p *page, k backup.KeptSnapshot) {
 	f := newFields()
 	f.field("snapshot", k.Snapshot.Name)
 	f.field("taken", fmt.Sprintf("%s at %s", formatTime(q.At), q.Coordinates))
-	f.field("writers", fmt.Sprintf("held %s, after waiting %s for the lock (%s)", backup.FormatSeconds(q.HeldSeconds), backup.FormatSeconds(q.WaitedSeconds), q.Mode))
+	quiescedFields(f, q)
 	f.field("path", k.Snapshot.Path)
 	f.field("stays", staysText(k.Snapshot))
 	p.table(f)
@@ -146,11 +147,11 @@ func showSnapshots(p *page, list []backup.KeptSnapshot) {
 		p.printf("There are no snapshots.\n")
 		return
 	}
-	t := newTable(left("SNAPSHOT"), left("TAKEN"), left("VOLUME"), flexible("COORDINATES"), left("FULL"), left("STAYS"))
+	t := newTable(left("SNAPSHOT"), left("TAKEN"), left("VOLUME"), flexible("COORDINATES"), right("HELD"), left("FULL"), left("STAYS"))
 	for _, k := range list {
-		coordinates := "-"
+		coordinates, held := "-", "-"
 		if k.Manifest != nil {
-			coordinates = k.Manifest.Quiesced.Coordinates.String()
+			coordinates, held = k.Manifest.Quiesced.Coordinates.String(), heldWord(k.Manifest.Quiesced)
 		}
 		full := formatPercent(k.Fill.Data)
 		switch {
@@ -159,7 +160,7 @@ func showSnapshots(p *page, list []backup.KeptSnapshot) {
 		case !k.Fill.Valid:
 			full = "LOST"
 		}
-		t.row(k.Snapshot.Name, formatTime(k.Snapshot.Created), k.Snapshot.Volume, coordinates, full, staysAs(k)+usedText(k.UsedBy))
+		t.row(k.Snapshot.Name, formatTime(k.Snapshot.Created), k.Snapshot.Volume, coordinates, held, full, staysAs(k)+usedText(k.UsedBy))
 	}
 	p.table(t)
 }

@@ -17,7 +17,7 @@ type QuiesceRequest struct {
 	Mode   respaldo.LockMode // LockBackup or LockGlobal, as ChooseLock said
 	Reason string            // why, for the record
 	// Budget bounds waiting for the lock and holding it together: the time that a writer
-	// may have to wait because of us.
+	// may have to wait because of this one attempt.
 	Budget time.Duration
 	// Patience bounds looking for a moment without long statements before the lock is
 	// asked for, during which nobody waits for us; 0 is as long as Budget.
@@ -26,7 +26,13 @@ type QuiesceRequest struct {
 	// asked for; its error ends the attempt, and is returned as it is. Writers do not wait
 	// for it, but it should be quick: another long statement may begin meanwhile.
 	BeforeLock func() error
-	Facts      *Facts // of this server; one that was restarted since is refused
+	// KillBlockers, if set, has long reads that stand in the way of the lock ended when they do
+	// not end by themselves, and is told of each. Nothing else is ever ended.
+	KillBlockers func(Statement)
+	// Probe, if set, measures what writers really wait for; Quiesce waits for what it has to
+	// see before the lock and after it.
+	Probe *StallProbe
+	Facts *Facts // of this server; one that was restarted since is refused
 }
 
 // Quiesce calls fn while the server is quiesced, with the coordinates at which it stands
@@ -50,31 +56,23 @@ func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx co
 	if patience <= 0 {
 		patience = req.Budget
 	}
-	if err := l.waitForCalm(ctx, patience); err != nil {
+	if err := req.Probe.lead(ctx); err != nil {
 		return q, err
 	}
-	if req.BeforeLock != nil {
-		start := time.Now()
-		if err := req.BeforeLock(); err != nil {
-			return q, err
-		}
-		if time.Since(start) > calmLasts {
-			if err := l.waitForCalm(ctx, patience); err != nil {
-				return q, err
-			}
-		}
+	calm := calmWait{l: l, patience: patience, kill: req.KillBlockers, began: time.Now()}
+	if err := calm.then(ctx, req.BeforeLock); err != nil {
+		return q, err
 	}
 	if err := l.settings(ctx); err != nil {
 		return q, s.explain(err, "preparing the lock")
 	}
-	err = l.hold(ctx, &q, fn)
+	req.Probe.begin()
+	if err = l.hold(ctx, &q, fn); err == nil {
+		req.Probe.end(ctx, &q)
+	}
 	s.log.Debug("quiesced", "mode", q.Mode, "waited", q.WaitedSeconds, "held", q.HeldSeconds, "coordinates", q.Coordinates.String(), "error", err)
 	return q, err
 }
-
-// calmLasts is how long a look at the server's statements is taken to hold: what BeforeLock
-// does beyond it is followed by another look.
-const calmLasts = 50 * time.Millisecond
 
 // lock is one attempt to quiesce: the connection that holds the lock and the one that can end it.
 type lock struct {
@@ -154,6 +152,13 @@ func (s *Server) prepareLock(ctx context.Context, req QuiesceRequest) (l *lock, 
 	l.closers = append(l.closers, closeConn)
 	if l.take, l.give, err = s.lockStatements(ctx, l.killer, req.Mode); err != nil {
 		return l, err
+	}
+	// Looking for a calm moment takes as long as it takes, and later the killer sits idle until
+	// it is needed: then there may be no other connection to be had, with all writers waiting.
+	for _, c := range []*sql.Conn{l.conn, l.killer} {
+		if _, err = c.ExecContext(ctx, "SET SESSION wait_timeout = 86400"); err != nil {
+			return l, err
+		}
 	}
 	err = l.conn.QueryRowContext(ctx, "SELECT CONNECTION_ID()").Scan(&l.id)
 	return l, err

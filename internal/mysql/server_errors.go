@@ -26,6 +26,7 @@ const (
 	errShutdown          = 1053
 	errParse             = 1064
 	errNoSuchThread      = 1094
+	errKillDenied        = 1095
 	errHostBlocked       = 1129
 	errHostNotPrivileged = 1130
 	errTableAccessDenied = 1142
@@ -39,6 +40,7 @@ const (
 	errPasswordExpired   = 1820
 	errLoginExpired      = 1862
 	errKilled            = 1927 // MariaDB: "Connection was killed"
+	errNoSuchQuery       = 1957 // MariaDB: of KILL QUERY ID
 )
 
 func errorNumber(err error) uint16 {

@@ -252,6 +252,8 @@ func TestServer(t *testing.T) {
 			t.Run("unflushed commits", func(t *testing.T) { testUnflushedCommits(t, b) })
 			t.Run("privileges", func(t *testing.T) { testPrivileges(t, b) })
 			t.Run("quiesce", func(t *testing.T) { testQuiesce(t, b) })
+			t.Run("kill blockers", func(t *testing.T) { testKillBlockers(t, b) })
+			t.Run("stall", func(t *testing.T) { testStall(t, b) })
 			t.Run("TLS", func(t *testing.T) { testTLS(t, b) })
 			t.Run("quiesce over TCP", func(t *testing.T) { testQuiesceTCP(t, b) })
 			t.Run("binlog tail", func(t *testing.T) { testBinlogTail(t, b) })
