@@ -162,8 +162,12 @@ func KillGrants(v respaldo.Version) []string {
 func (s *Server) explainKill(err error, t Statement) error {
 	switch errorNumber(err) {
 	case errKillDenied, errPrivilegeNeeded, errTableAccessDenied, errAccessDenied, errDBAccessDenied:
+		hint := s.asUs(strings.Join(KillGrants(s.version), "; "))
+		if s.version.AtLeast(respaldo.MySQL, 8, 0, 16) {
+			hint += " (and SYSTEM_USER, where that user has it)"
+		}
 		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("account %q may not end what stands in the way of the lock: %s", s.target.user, t),
-			Hint: s.asUs(strings.Join(KillGrants(s.version), "; ")) + "; or leave out --kill-blockers", Err: err}
+			Hint: hint + "; or leave out --kill-blockers", Err: err}
 	}
 	return s.explain(err, "ending a read that stands in the way of the lock")
 }

@@ -17,7 +17,16 @@ import (
 func testKillBlockers(t *testing.T, b *box) {
 	ctx := context.Background()
 	s := b.serverAs(t, "respaldo", "pw")
-	report, changed, update := b.conn(t), b.conn(t), b.conn(t)
+	b.exec(t, "CREATE USER 'app'@'localhost' IDENTIFIED BY 'pw'", "GRANT ALL ON d.* TO 'app'@'localhost'")
+	app := func() *sql.Conn { // not root: to end SYSTEM_USER's takes SYSTEM_USER
+		c, _, closeConn, err := b.serverAs(t, "app", "pw").open(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(closeConn)
+		return c
+	}
+	report, changed, update := app(), app(), app()
 	if _, err := changed.ExecContext(ctx, "BEGIN"); err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +83,7 @@ func testKillBlockers(t *testing.T, b *box) {
 	mustBe(t, err, respaldo.LockTimeout, "UPDATE d.t SET v = SLEEP(?)", fmt.Sprintf("connection %d was not ended: it is not a read", ids[update]))
 	if s.version.Flavor == respaldo.MySQL {
 		mustBe(t, err, respaldo.LockTimeout, fmt.Sprintf("connection %d was not ended: its transaction has changed rows", ids[changed]))
-		if len(ended) != 1 || ended[0].ID != ids[report] || ended[0].User != "root" || ended[0].Text != "SELECT SLEEP(?), ? FROM d.t LIMIT ?" {
+		if len(ended) != 1 || ended[0].ID != ids[report] || ended[0].User != "app" || ended[0].Text != "SELECT SLEEP(?), ? FROM d.t LIMIT ?" {
 			t.Errorf("ended: %v", ended)
 		}
 		within(t, "the report", func() error { return <-running[report] })
