@@ -186,7 +186,7 @@ func (s *stand) serverTroubles(t *testing.T) {
 		if _, err := holder.ExecContext(ctx, "LOCK TABLES shop.notes WRITE"); err != nil {
 			t.Fatal(err)
 		}
-		s.refuses(t, respaldo.LockTimeout, []string{"LOCK TABLES", "shop.notes"}, "backup", "--max-lock", "500ms")
+		s.refuses(t, respaldo.LockTimeout, []string{"LOCK TABLES", "shop.notes"}, "backup", "--max-lock", "500ms", "--patience", "1s")
 		if _, err := holder.ExecContext(ctx, "UNLOCK TABLES"); err != nil {
 			t.Error(err)
 		}
