@@ -75,6 +75,9 @@ func (s *Server) blockers(ctx context.Context, q queryer, mode respaldo.LockMode
 			found = append(found, statementOf(p, seconds))
 		}
 	}
+	if mode == respaldo.LockNone && s.version.Flavor == respaldo.MySQL {
+		return found, false, nil // LOCK TABLES is in nobody's way
+	}
 	locked, unsure, err := s.lockTables(ctx, q, active)
 	if err != nil {
 		return nil, false, err
@@ -120,9 +123,9 @@ func standsInTheWay(flavor respaldo.Flavor, p row, mode respaldo.LockMode) bool 
 		return false
 	}
 	if flavor == respaldo.MySQL {
-		return true
+		return mode != respaldo.LockNone || changesTable.MatchString(text)
 	}
-	if mode == respaldo.LockBackup {
+	if mode != respaldo.LockGlobal {
 		return false
 	}
 	reads := readsOnly.MatchString(text) && !writes.MatchString(text) // WITH … UPDATE, SELECT … FOR UPDATE
