@@ -17,8 +17,9 @@ func newCheckCmd(a *app) *cobra.Command {
 		GroupID: groupBackup,
 		Short:   "Say what a backup would do, and whether it can",
 		Long: `Looks at the server, where its files lie and what room its volume has, and says what
-a backup would do: which lock it would take and why, whether each of the conditions for
-a snapshot without a lock holds, how long writers would be held, what it would copy. Takes no lock and no snapshot, and changes nothing of the server's.
+a backup would do: which lock it would take and why, which of the conditions for a
+snapshot without a lock hold, how long writers would be held, what it would copy. Takes
+no lock and no snapshot, and changes nothing of the server's.
 
 Exit code 3 if a backup would be refused, with every reason and what to do about it.`,
 		Example: `  respaldo check
