@@ -267,6 +267,9 @@ func (f *Facts) remark() {
 		numberOf(f.Variables, "replica_parallel_workers", "slave_parallel_workers") > 1 && !f.On("replica_preserve_commit_order") && !f.On("slave_preserve_commit_order") {
 		f.Warnings = append(f.Warnings, "the replica applies in parallel, out of order and without GTIDs: its position in the source's binlog is a low-water mark, after which some transactions are in the backup already; set replica_preserve_commit_order=ON")
 	}
+	if c := f.doublewrite(); !c.OK {
+		f.Warnings = append(f.Warnings, c.Why+": a page that is being written while the snapshot is taken may be torn in it, above all on Btrfs, and no lock prevents that")
+	}
 	if !f.BinlogOn {
 		f.Warnings = append(f.Warnings, "the binlog is off: backups have no coordinates and cannot be rolled forward")
 	}

@@ -37,7 +37,7 @@ var lostContents = map[string]string{
 func (s *Server) engines(ctx context.Context, q queryer, f *Facts, files fileLook) error {
 	// No column more: others, CREATE_OPTIONS among them, make servers before MySQL 8 open every table.
 	rows, err := q.QueryContext(ctx, `SELECT TABLE_SCHEMA, TABLE_NAME, ENGINE FROM information_schema.TABLES
-		WHERE TABLE_TYPE IN ('BASE TABLE', 'SEQUENCE') AND TABLE_SCHEMA NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema', 'ndbinfo')`)
+		WHERE TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED', 'SEQUENCE') AND TABLE_SCHEMA NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema', 'ndbinfo')`)
 	if err != nil {
 		return err
 	}

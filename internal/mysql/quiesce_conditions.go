@@ -35,8 +35,7 @@ func (f *Facts) Conditions() []Condition {
 	if f.redoLogState != "" {
 		found = append(found, Condition{"redo log enabled", strings.EqualFold(f.redoLogState, "ON"), "the redo log is " + f.redoLogState})
 	}
-	// Not safe: OFF, DETECT_ONLY (keeps no copy of a torn page), and MariaDB's fast (orders no writes).
-	found = append(found, f.setting("innodb_doublewrite", "ON", "1", "DETECT_AND_RECOVER"), f.noPreparedXA())
+	found = append(found, f.doublewrite(), f.noPreparedXA())
 	if f.Replica {
 		why := replicaNeedsLock(f)
 		found = append(found, Condition{"replica's position in InnoDB", why == "", firstOf(why, "it is recovered with the data")})
@@ -148,6 +147,11 @@ func (f *Facts) redoFlushed() Condition {
 		c.OK, c.Why = false, "debug_no_sync is ON"
 	}
 	return c
+}
+
+// doublewrite: DETECT_ONLY keeps no copy of a torn page, and MariaDB's fast orders no writes.
+func (f *Facts) doublewrite() Condition {
+	return f.setting("innodb_doublewrite", "ON", "1", "DETECT_AND_RECOVER")
 }
 
 func (f *Facts) noPreparedXA() Condition {

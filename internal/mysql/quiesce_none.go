@@ -61,10 +61,13 @@ var (
 	temporary     = regexp.MustCompile(`_temporary_`)
 )
 
-// Statements that are known to be none of those above; whatever is not among them, a text
-// that is all comment included, is taken for one. Of a CALL or an EXECUTE the list of
-// processes may name the statement inside or not.
-var harmless = regexp.MustCompile(`(?is)^(\s|\(|/\*.*?\*/)*(select|insert|update|delete|replace|with|values|begin|start\s+transaction|commit|rollback|savepoint|release|set\s+(session\s|global\s|local\s|names\b|transaction\b|autocommit\b|@)|show|desc|describe|explain|use|do|load\s+data|lock|unlock|flush|kill|handler|checksum|check|help|purge|backup|xa\s+(start|begin|end|recover)|binlog)(\b|@)`)
+// Running statements are told the other way round: whatever is not known to be harmless, a
+// text that is all comment included, must not cross. Of a CALL or an EXECUTE the list shows
+// the statement inside, while that runs. SET also sets passwords.
+var (
+	harmless = regexp.MustCompile(`(?is)^(\s|\(|/\*.*?\*/)*(select|insert|update|delete|replace|with|values|begin|start\s+transaction|commit|rollback|savepoint|release|set|show|desc|describe|explain|use|do|call|execute|prepare|deallocate|load\s+data|lock|unlock|flush|kill|handler|checksum|check|help|purge|backup|binlog|xa\s+(start|begin|end|recover))\b`)
+	harmful  = regexp.MustCompile(`(?is)^(\s|/\*.*?\*/)*(set\s+(password|default)|reset|xa\s+(prepare|commit|rollback))\b`)
+)
 
 // settled is how long ago a file must have been written to be told from one that is written
 // right now: longer than a tick of the filesystem's clock.
@@ -199,13 +202,9 @@ func (w *watch) running(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-var alwaysMustNotCross = regexp.MustCompile(`(?is)^(\s|/\*.*?\*/)*(reset\b|xa\s+(prepare|commit|rollback))`)
-
+// mustNotCross judges a running statement; without ddl that is kept out by a lock.
 func mustNotCross(statement string, ddl bool) bool {
-	if statement == "" {
-		return false
-	}
-	return alwaysMustNotCross.MatchString(statement) || ddl && !harmless.MatchString(statement)
+	return statement != "" && (harmful.MatchString(statement) || ddl && !harmless.MatchString(statement))
 }
 
 // statementCounters counts the statements of all sessions since the server's start.

@@ -315,3 +315,33 @@ func testNoLockAccount(t *testing.T, b *box) {
 	}
 	b.exec(t, "DROP USER "+account)
 }
+
+// TestMustNotCross has what processlists show.
+func TestMustNotCross(t *testing.T) {
+	for statement, want := range map[string][2]bool{ // while DDL is kept out, while it is not
+		"":                                     {false, false},
+		"SELECT * FROM create_table":           {false, false},
+		"/* app */ (SELECT 1)":                 {false, false},
+		"SET NAMES utf8mb4":                    {false, false},
+		"call p()":                             {false, false},
+		"SET  PASSWORD = 'x'":                  {true, true},
+		"ALTER TABLE t ADD a INT":              {false, true},
+		"/*!50003 CREATE TRIGGER t":            {false, true},
+		"-- a comment\nDROP TABLE t":           {false, true},
+		"/* " + strings.Repeat("long ", 20):    {false, true}, // cut: it may be anything
+		"GRANT ALL ON *.* TO bob":              {false, true},
+		"RESET MASTER":                         {true, true},
+		"xa prepare 'x'":                       {true, true},
+		"XA START 'x'":                         {false, false},
+		"SHUTDOWN":                             {false, true},
+		"INSTALL PLUGIN x SONAME 'x'":          {false, true},
+		"LOAD DATA INFILE 'x' INTO TABLE t":    {false, false},
+		"FLUSH TABLES":                         {false, false},
+		"some statement of a version to come":  {false, true},
+		"selection of a word that only begins": {false, true},
+	} {
+		if got := [2]bool{mustNotCross(statement, false), mustNotCross(statement, true)}; got != want {
+			t.Errorf("%q must not cross: %t, want %t", statement, got, want)
+		}
+	}
+}
