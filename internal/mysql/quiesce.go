@@ -241,7 +241,7 @@ func (l *lock) hold(ctx context.Context, q *respaldo.Quiesced, fn func(context.C
 		err = verdict(dog.stop(), err, unlockErr)
 	}()
 	if l.mode == respaldo.LockNone {
-		return l.unlocked(unbound, q, asked.Add(l.budget/2), func() error { return l.run(fnCtx, q, dog, fn) })
+		return l.unlocked(fnCtx, q, asked.Add(l.budget/2), func() error { return l.run(fnCtx, q, dog, fn) })
 	}
 	if q.Coordinates, err = readCoordinates(unbound, l.conn, l.s.version, l.facts.Replica); err != nil {
 		return l.s.explain(err, "reading the binlog coordinates under the lock")
@@ -268,7 +268,7 @@ func (l *lock) unlocked(ctx context.Context, q *respaldo.Quiesced, until time.Ti
 	if err := run(); err != nil {
 		return err
 	}
-	return l.s.explain(w.end(ctx), "looking for what has crossed the snapshot")
+	return l.s.explain(w.end(context.WithoutCancel(ctx)), "looking for what has crossed the snapshot")
 }
 
 func (l *lock) acquire(ctx context.Context) error {

@@ -48,7 +48,7 @@ func Stricter(f *Facts, mode respaldo.LockMode) (stricter respaldo.LockMode, rea
 func lightestLock(f *Facts) (respaldo.LockMode, string) {
 	failing := f.failing()
 	if len(failing) == 0 {
-		return respaldo.LockNone, "no commit need wait: an image holds each one in both the tables and the binlog, or recovery settles it; " + dmlGoesOn[f.wayWithoutLock()]
+		return respaldo.LockNone, "recovery makes tables and binlog agree, so no commit has to wait; " + dmlGoesOn[f.wayWithoutLock()]
 	}
 	mode, reason := lightestStop(f)
 	return mode, reason + "; not without a lock: " + strings.Join(failing, "; ")

@@ -74,8 +74,9 @@ var (
 const settled = 30 * time.Millisecond
 
 // begin returns when nothing that must not cross is under way, having seen that everything
-// which Facts found still holds.
-func (w *watch) begin(ctx context.Context, give time.Time) (err error) {
+// which Facts found still holds. It waits for that until the time given.
+func (w *watch) begin(ctx context.Context, until time.Time) (err error) {
+	interrupted, ctx := ctx, context.WithoutCancel(ctx) // a query that is broken off takes the connection with it
 	pause := 2 * time.Millisecond
 	for {
 		if w.seen, err = w.look(ctx); err != nil {
@@ -88,7 +89,10 @@ func (w *watch) begin(ctx context.Context, give time.Time) (err error) {
 		if running == "" {
 			break
 		}
-		if time.Now().Add(pause).After(give) {
+		if interrupted.Err() != nil {
+			return context.Cause(interrupted)
+		}
+		if time.Now().Add(pause).After(until) {
 			return crossed("no snapshot was taken, because something that must not cross it did not end: %s", running)
 		}
 		time.Sleep(pause)
@@ -97,7 +101,7 @@ func (w *watch) begin(ctx context.Context, give time.Time) (err error) {
 	now := *w.f
 	if moved(w.f.counters, w.seen.counters, ddlCounters) != "" {
 		now.Engines, now.Lost, now.Warnings = nil, nil, nil
-		if err := w.s.engines(ctx, w.q, &now, fileLook{}); err != nil {
+		if err := w.s.engines(ctx, w.q, &now, lookAtFiles(w.f.Process.DataDir)); err != nil {
 			return err
 		}
 	}
@@ -246,7 +250,11 @@ func systemFiles(dir string) (map[string]fileStamp, error) {
 	}
 	files := map[string]fileStamp{}
 	for _, e := range entries {
-		switch filepath.Ext(e.Name()) {
+		name, ext := e.Name(), filepath.Ext(e.Name())
+		if strings.TrimSuffix(name, ext) == "general_log" || strings.TrimSuffix(name, ext) == "slow_log" {
+			continue
+		}
+		switch ext {
 		case ".MYD", ".MYI", ".MAD", ".MAI":
 			info, err := e.Info()
 			if errors.Is(err, os.ErrNotExist) {
@@ -255,7 +263,7 @@ func systemFiles(dir string) (map[string]fileStamp, error) {
 			if err != nil {
 				return nil, err
 			}
-			files[e.Name()] = fileStamp{info.Size(), info.ModTime()}
+			files[name] = fileStamp{info.Size(), info.ModTime()}
 		}
 	}
 	return files, nil
