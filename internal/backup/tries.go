@@ -116,16 +116,25 @@ func withTries(err error, made int) error {
 	if made == 1 {
 		return err
 	}
-	return &respaldo.Error{Kind: respaldo.KindOf(err), What: "given up after " + english.Plural(made, "try", "tries"),
-		Hint: "more --patience gives it more tries", Err: err}
+	return &respaldo.Error{Kind: respaldo.KindOf(err), What: "given up after " + english.Plural(made, "try", "tries"), Err: err}
 }
 
 // retake is for a snapshot without a lock that something crossed: nobody has waited for it, so
-// the next may come at once. A server on which it happens again and again needs a lock.
+// the next may come at once. A server on which it happens again and again needs a lock, unless
+// it was said that there must be none.
 func (t *tries) retake(op *operation, o *Outlook, err error) error {
 	if t.crossed++; t.crossed < crossedTries {
 		op.Report.Warn(fmt.Sprintf("try %d: %v; taken again", t.made, err))
 		return nil
 	}
-	return err
+	if op.Lock == respaldo.LockNone {
+		return withTries(err, t.made)
+	}
+	mode, reason, ok := mysql.Stricter(o.facts, o.Lock)
+	if !ok {
+		return withTries(err, t.made)
+	}
+	op.Report.Warn(fmt.Sprintf("try %d: %v; the next one is under the lock %s", t.made, err, mode))
+	o.Lock, o.LockReason, t.crossed = mode, fmt.Sprintf("%s; without a lock something crossed the snapshot %d times", reason, crossedTries), 0
+	return nil
 }

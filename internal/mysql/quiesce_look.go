@@ -75,6 +75,9 @@ func (s *Server) blockers(ctx context.Context, q queryer, mode respaldo.LockMode
 			found = append(found, statementOf(p, seconds))
 		}
 	}
+	if mode == respaldo.LockNone && !s.version.AtLeast(respaldo.MariaDB, 10, 4, 1) {
+		return found, false, nil // LOCK TABLES is in the way of BACKUP STAGE only
+	}
 	locked, unsure, err := s.lockTables(ctx, q, active)
 	if err != nil {
 		return nil, false, err
@@ -272,6 +275,9 @@ func (c *calmWait) blocked(found []Statement) error {
 		hint += fmt.Sprintf(", or end it: KILL %d", id)
 	}
 	what := fmt.Sprintf("no lock was asked for, because for %s it would have stalled every writer behind %s", c.patience.Round(time.Millisecond), nameAll(found))
+	if c.l.mode == respaldo.LockNone {
+		what = fmt.Sprintf("no snapshot was taken, because for %s it would have been crossed by %s", c.patience.Round(time.Millisecond), nameAll(found))
+	}
 	if spared := c.sparedText(found); spared != "" {
 		what += "; " + spared
 	}
