@@ -35,6 +35,9 @@ func newSnapshotCreateCmd(a *app) *cobra.Command {
 snapshot stays until snapshot remove, or until --ttl has passed and a backup, snapshot
 create or cleanup runs.
 
+A lock that is not to be had is tried for again, within --patience; each try may hold
+writers for --max-lock at most. --kill-blockers is as in respaldo backup.
+
 Nobody watches it between these. On thick LVM it is lost when the server changes
 more than it has room for; the next of them removes it then. On thin LVM it holds on to what
 the server changes, and a full pool stops the server: one that finds the pool above its
@@ -42,7 +45,8 @@ threshold removes such snapshots, the oldest first, and says so. On Btrfs it hol
 the filesystem's room in the same way, and is not removed for that. Have a timer run
 respaldo cleanup, and watch the room.`,
 		Example: `  respaldo snapshot create
-  respaldo snapshot create --ttl 24h --snapshot-size 20GiB`,
+  respaldo snapshot create --ttl 24h --snapshot-size 20GiB
+  respaldo snapshot create --max-lock 500ms --patience 10m --kill-blockers`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkTTL(cmd); err != nil {

@@ -68,7 +68,7 @@ func (op *operation) freezeOnce(ctx context.Context, o *Outlook, k keep, patienc
 				return err
 			}
 			return op.quiesceAndTake(ctx, o, pending, f, mysql.QuiesceRequest{Mode: o.Lock, Reason: o.LockReason, Budget: op.MaxLock, Patience: patience,
-				KillBlockers: op.killBlockers(), Probe: probe, Facts: o.facts})
+				Waiting: op.waiting(patience), KillBlockers: op.killBlockers(), Probe: probe, Facts: o.facts})
 		},
 		func(ctx context.Context) error { return op.dropSnapshot(ctx, pending, request.Name, o.Volume) })
 	if err != nil && f.binlogs != nil {

@@ -103,6 +103,13 @@ func (t *tries) again(ctx context.Context, op *operation, o *Outlook, q respaldo
 	}
 }
 
+// waiting tells why nothing happens. Where reads are to be ended, that comes next.
+func (op *operation) waiting(patience time.Duration) func(string) {
+	return func(behind string) {
+		op.Report.Warn(fmt.Sprintf("waiting, for %s at most, for what stands in the way: %s", FormatDuration(patience), behind))
+	}
+}
+
 // killBlockers is what Quiesce ends reads with, if it is to, and tells of each.
 func (op *operation) killBlockers() func(mysql.Statement) {
 	if !op.KillBlockers {

@@ -27,6 +27,8 @@ type QuiesceRequest struct {
 	// asked for; its error ends the attempt, and is returned as it is. Writers do not wait
 	// for it, but it should be quick: another long statement may begin meanwhile.
 	BeforeLock func() error
+	// Waiting, if set, is told once when that takes longer than a second, and because of whom.
+	Waiting func(behind string)
 	// KillBlockers, if set, has long reads that stand in the way of the lock ended when they do
 	// not end by themselves, and is told of each. Nothing else is ever ended.
 	KillBlockers func(Statement)
@@ -64,7 +66,7 @@ func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx co
 	if err := req.Probe.lead(ctx); err != nil {
 		return q, err
 	}
-	calm := calmWait{l: l, patience: patience, kill: req.KillBlockers, began: time.Now()}
+	calm := calmWait{l: l, patience: patience, waiting: req.Waiting, kill: req.KillBlockers, began: time.Now()}
 	if err := calm.then(ctx, req.BeforeLock); err != nil {
 		return q, err
 	}
@@ -74,6 +76,8 @@ func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx co
 	req.Probe.begin()
 	if err = l.hold(ctx, &q, fn); err == nil {
 		req.Probe.end(ctx, &q)
+	} else if q.HeldSeconds == 0 {
+		calm.endStranded(ctx)
 	}
 	s.log.Debug("quiesced", "mode", q.Mode, "waited", q.WaitedSeconds, "held", q.HeldSeconds, "coordinates", q.Coordinates.String(), "error", err)
 	return q, err

@@ -50,6 +50,21 @@ func (c *calmWait) endReads(ctx context.Context, found []Statement) error {
 	return nil
 }
 
+// endStranded ends the reads that a lock was not granted because of. On MySQL the tables that
+// they read hang for everybody from then on, until they have ended.
+func (c *calmWait) endStranded(ctx context.Context) {
+	if c.kill == nil || ctx.Err() != nil {
+		return
+	}
+	found, _, err := c.look(ctx)
+	if err == nil {
+		err = c.endReads(ctx, found)
+	}
+	if err != nil { // the next try meets them, and says it
+		c.l.s.log.Debug("reads were left", "error", err)
+	}
+}
+
 // spare remembers why a statement was not ended.
 func (c *calmWait) spare(id uint64, why string) {
 	if c.spared == nil {

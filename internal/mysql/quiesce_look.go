@@ -207,6 +207,7 @@ type calmWait struct {
 	l        *lock
 	patience time.Duration
 	began    time.Time
+	waiting  func(behind string)
 	kill     func(Statement)   // told of each read that was ended; nil: none is
 	ended    []uint64          // whose statement was
 	spared   map[uint64]string // and whose was not, and why
@@ -249,6 +250,10 @@ func (c *calmWait) wait(ctx context.Context) error {
 			if err := c.endReads(ctx, found); err != nil {
 				return err
 			}
+		}
+		if c.waiting != nil && len(found) > 0 && time.Since(c.began) > time.Second {
+			c.waiting(nameAll(found))
+			c.waiting = nil
 		}
 		left := c.patience - time.Since(c.began)
 		if left <= 0 {

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	// probeEvery is how often a StallProbe looks. What it costs is a system call each time.
+	// probeEvery is how often a StallProbe looks. It costs two system calls each time.
 	probeEvery = time.Millisecond
 	// probeLead is how long it watches a server that is written to before the lock, to know
 	// what is usual there; probeIdle, one that is not.
