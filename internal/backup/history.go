@@ -18,7 +18,7 @@ type history struct {
 	Timeline    string               `json:"timeline"`
 	ServerUUID  string               `json:"server_uuid,omitempty"`
 	Coordinates respaldo.Coordinates `json:"coordinates"`
-	Volume      string               `json:"volume"` // its ID
+	Volume      string               `json:"volume"`       // its ID
 	HeldSeconds float64              `json:"held_seconds"` // by our clock, as max_lock counts it
 }
 

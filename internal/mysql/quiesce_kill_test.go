@@ -99,11 +99,48 @@ func testKillBlockers(t *testing.T, b *box) {
 	end()
 	<-running[changed]
 	<-running[update]
+	if s.version.Flavor == respaldo.MySQL {
+		testStranded(t, b, s, req, app())
+	}
 	// Who gives way by themselves are not ended, and with nobody in the way the lock is had.
 	ended = nil
 	req.Patience = patience
 	if err := try(); err != nil || len(ended) > 0 {
 		t.Errorf("%v, ended %v", err, ended)
+	}
+}
+
+// testStranded has a report that begins right before the lock is asked for, whose table then
+// hangs for everybody.
+func testStranded(t *testing.T, b *box, s *Server, req QuiesceRequest, report *sql.Conn) {
+	id := b.id(t, report)
+	defer b.root.Exec(fmt.Sprintf("KILL %d", id))
+	var ended []Statement
+	req.KillBlockers = func(t Statement) { ended = append(ended, t) }
+	req.Budget = 1200 * time.Millisecond // longer than a report that is seen to run
+	done := make(chan error, 1)
+	req.BeforeLock = func() error {
+		go func() {
+			_, err := report.ExecContext(context.Background(), "SELECT SLEEP(1000) FROM d.t LIMIT 1")
+			done <- err
+		}()
+		waitFor(t, "the report", b.runs(t, "SELECT SLEEP", "User sleep"))
+		return nil
+	}
+	_, err := s.Quiesce(context.Background(), req, func(context.Context, respaldo.Coordinates) error {
+		t.Error("locked")
+		return nil
+	})
+	mustBe(t, err, respaldo.LockTimeout, "not granted within 1.2s")
+	if len(ended) != 1 || ended[0].ID != id {
+		t.Errorf("ended: %v, not connection %d", ended, id)
+	}
+	within(t, "the report", func() error { return <-done })
+	if err := within(t, "a write to the table that it read", func() error {
+		_, err := b.root.Exec("INSERT INTO d.t (v) VALUES (1)")
+		return err
+	}); err != nil {
+		t.Error(err)
 	}
 }
 
