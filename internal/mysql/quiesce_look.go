@@ -71,7 +71,7 @@ func (s *Server) blockers(ctx context.Context, q queryer, mode respaldo.LockMode
 		}
 		active++
 		seconds, _ := strconv.Atoi(p["time"])
-		if seconds >= longSeconds && standsInTheWay(s.version.Flavor, p, mode) {
+		if seconds >= longSeconds && standsInTheWay(s.version, p, mode) {
 			found = append(found, statementOf(p, seconds))
 		}
 	}
@@ -113,7 +113,7 @@ func isNap(p row) bool {
 
 // standsInTheWay judges a statement that has run for long. "Killed" ones are among them: they
 // roll back.
-func standsInTheWay(flavor respaldo.Flavor, p row, mode respaldo.LockMode) bool {
+func standsInTheWay(v respaldo.Version, p row, mode respaldo.LockMode) bool {
 	text := p["info"]
 	if text == "" {
 		return false
@@ -122,11 +122,13 @@ func standsInTheWay(flavor respaldo.Flavor, p row, mode respaldo.LockMode) bool 
 		// Of a replica's applier the server tells how far it lags, not how long the statement runs.
 		return false
 	}
-	if flavor == respaldo.MySQL {
-		return mode != respaldo.LockNone || changesTable.MatchString(text)
-	}
-	if mode != respaldo.LockGlobal {
+	switch {
+	case mode == respaldo.LockNone: // what it takes instead waits for DDL, and only DDL for it
+		return changesTable.MatchString(text)
+	case mode == respaldo.LockBackup:
 		return false
+	case !v.AtLeast(respaldo.MariaDB, 10, 4, 1):
+		return true
 	}
 	reads := readsOnly.MatchString(text) && !writes.MatchString(text) // WITH … UPDATE, SELECT … FOR UPDATE
 	return !reads
@@ -213,7 +215,7 @@ func (l *lock) waitForCalm(ctx context.Context, patience time.Duration) error {
 			if len(found) == 0 {
 				return nil
 			}
-			return blockedError(l.mode, found, patience)
+			return blockedError(found, patience)
 		}
 		timer := time.NewTimer(min(pause, left))
 		select {
@@ -227,17 +229,13 @@ func (l *lock) waitForCalm(ctx context.Context, patience time.Duration) error {
 }
 
 // blockedError says who stood in the way for how long. No lock was asked for.
-func blockedError(mode respaldo.LockMode, found []Statement, patience time.Duration) error {
+func blockedError(found []Statement, patience time.Duration) error {
 	hint := "wait until it has ended"
 	if id := found[0].ID; id != 0 {
 		hint += fmt.Sprintf(", or end it: KILL %d", id)
 	}
-	what := "no lock was asked for, because for %s it would have stalled every writer behind %s"
-	if mode == respaldo.LockNone {
-		what = "no snapshot was taken, because for %s it would have been crossed by %s"
-	}
 	return &respaldo.Error{Kind: respaldo.LockTimeout,
-		What: fmt.Sprintf(what, patience, nameAll(found)),
+		What: fmt.Sprintf("no lock was asked for, because for %s it would have stalled every writer behind %s", patience, nameAll(found)),
 		Hint: hint + "; then run again"}
 }
 
