@@ -155,7 +155,7 @@ func (s *Server) prepareLock(ctx context.Context, req QuiesceRequest) (l *lock, 
 		return nil, errors.New("quiesce: no facts about the server")
 	}
 	if failing := req.Facts.failing(); req.Mode == respaldo.LockNone && len(failing) > 0 {
-		return nil, &respaldo.Error{Kind: respaldo.Refused, What: "a snapshot without a lock is not safe here: " + strings.Join(failing, "; "), Hint: "use --lock=auto"}
+		return nil, crossed("%s", strings.Join(failing, "; "))
 	}
 	if p := req.Facts.Process; p.PID != 0 && !p.Alive() {
 		return nil, &respaldo.Error{Kind: respaldo.Refused, What: "the server was restarted or stopped after we had looked at it", Hint: "nothing was touched; run again"}

@@ -19,7 +19,7 @@ import (
 // ErrCrossed is in the chain of Quiesce's error when something happened across a snapshot
 // without a lock that may have made it inexact. It must be discarded; another may be taken
 // at once. Nobody waited for us longer than the attempt took.
-var ErrCrossed = errors.New("the snapshot without a lock may not be exact")
+var ErrCrossed = errors.New("an image without a lock would not be exact")
 
 func crossed(format string, args ...any) error {
 	return &respaldo.Error{Kind: respaldo.LockTimeout, What: fmt.Sprintf(format, args...), Err: ErrCrossed,
@@ -93,7 +93,7 @@ func (w *watch) begin(ctx context.Context, until time.Time) (err error) {
 			return context.Cause(interrupted)
 		}
 		if time.Now().Add(pause).After(until) {
-			return crossed("no snapshot was taken, because something that must not cross it did not end: %s", running)
+			return crossed("what must not cross a snapshot did not end: %s", running)
 		}
 		time.Sleep(pause)
 		pause = min(2*pause, 50*time.Millisecond)
@@ -104,6 +104,7 @@ func (w *watch) begin(ctx context.Context, until time.Time) (err error) {
 		if err := w.s.engines(ctx, w.q, &now, lookAtFiles(w.f.Process.DataDir)); err != nil {
 			return err
 		}
+		w.f.Engines, w.f.counters = now.Engines, w.seen.counters // for the next try, and for a stricter lock
 	}
 	if now.preparedXA, now.xaHidden, err = w.s.preparedXA(ctx, w.q); err != nil {
 		return err
@@ -120,7 +121,7 @@ func (w *watch) stillHolds(ctx context.Context, now *Facts) error {
 	}
 	now.Variables = readVariables(shown)
 	if failing := now.failing(); len(failing) > 0 {
-		return crossed("since the server was looked at, this has changed: %s", strings.Join(failing, "; "))
+		return crossed("changed since the server was looked at: %s", strings.Join(failing, "; "))
 	}
 	return nil
 }
@@ -136,10 +137,10 @@ func (w *watch) end(ctx context.Context) error {
 		watched = append(watched, ddlCounters)
 	}
 	if what := moved(w.seen.counters, after.counters, watched...); what != "" {
-		return crossed("a statement crossed the snapshot: %s", what)
+		return crossed("%s crossed the snapshot", what)
 	}
 	if !maps.Equal(w.seen.files, after.files) {
-		return crossed("a table of the server's own was written across the snapshot: %s", differing(w.seen.files, after.files))
+		return crossed("a table of the server's own was written while the snapshot was taken: %s", differing(w.seen.files, after.files))
 	}
 	if w.f.BinlogOn {
 		// A server may go on without its binlog when it cannot be written.
