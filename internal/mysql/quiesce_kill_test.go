@@ -79,7 +79,13 @@ func testKillBlockers(t *testing.T, b *box) {
 			t.Errorf("ended without the privilege: %v", ended)
 		}
 	}
+	behind := ""
+	req.Patience = 1200 * time.Millisecond // longer than nothing is said
+	req.Waiting = func(whom string) { behind = whom }
 	err := try()
+	if !strings.Contains(behind, "UPDATE d.t SET v = SLEEP(?)") {
+		t.Errorf("waited for %q", behind)
+	}
 	mustBe(t, err, respaldo.LockTimeout, "UPDATE d.t SET v = SLEEP(?)", fmt.Sprintf("connection %d was not ended: it is not a read", ids[update]))
 	if s.version.Flavor == respaldo.MySQL {
 		mustBe(t, err, respaldo.LockTimeout, fmt.Sprintf("connection %d was not ended: its transaction has changed rows", ids[changed]))

@@ -13,11 +13,13 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	respaldo "github.com/respaldo-backup/respaldo"
 )
 
 const (
-	// probeEvery is how often a StallProbe looks. It costs two system calls each time.
+	// probeEvery is how often a StallProbe looks. It costs a system call each time.
 	probeEvery = time.Millisecond
 	// probeLead is how long it watches a server that is written to before the lock, to know
 	// what is usual there; probeIdle, one that is not.
@@ -73,6 +75,8 @@ func (f *Facts) ProbeStall() *StallProbe {
 	switch binlog, err := f.watchBinlog(); {
 	case !f.BinlogOn:
 		p.why = "the server keeps no binlog to watch"
+	case f.Replica && !f.On("log_slave_updates") && !f.On("log_replica_updates"):
+		p.why = "what the replica applies is not in its binlog (log_slave_updates is off)"
 	case err != nil:
 		p.why = "the binlog cannot be watched: " + err.Error()
 	default:
@@ -263,7 +267,15 @@ type binlogGrowth struct {
 	file  *os.File
 	size  int64
 	index fs.FileInfo
+	// turned tells that the file was seen to end, and quiet is how often in a row nothing was
+	// seen: when to look whether there is another.
+	turned bool
+	quiet  int
 }
+
+// indexEvery is after how many quiet looks the index is looked at, in case that the end of a
+// binlog was missed.
+const indexEvery = 100
 
 func (f *Facts) watchBinlog() (*binlogGrowth, error) {
 	if !f.BinlogOn {
@@ -309,11 +321,15 @@ func (b *binlogGrowth) close() {
 // grown tells that something was written to the binlog since the last call, housekeeping
 // aside: somebody may rotate it, even under a lock.
 func (b *binlogGrowth) grown() bool {
-	info, err := b.file.Stat()
-	if err == nil && info.Size() != b.size {
+	var now unix.Stat_t
+	if err := unix.Fstat(int(b.file.Fd()), &now); err == nil && now.Size != b.size {
 		at := b.size
-		b.size = info.Size()
+		b.size, b.quiet = now.Size, 0
 		return b.commits(at)
+	}
+	b.quiet++
+	if !b.turned && now.Nlink > 0 && !b.facts.BinlogEncrypted && b.quiet%indexEvery != 0 {
+		return false
 	}
 	index, err := os.Stat(b.facts.BinlogIndex)
 	if err != nil || os.SameFile(index, b.index) && index.Size() == b.index.Size() && index.ModTime().Equal(b.index.ModTime()) {
@@ -322,13 +338,13 @@ func (b *binlogGrowth) grown() bool {
 	if b.open() != nil {
 		return false // it is being rewritten: the next look will do
 	}
-	b.index = index
+	b.index, b.turned = index, false
 	return b.commits(int64(len(binlogMagic)))
 }
 
 // commits tells that there is more than housekeeping from a position on. What is encrypted
 // cannot be told apart.
-func (b *binlogGrowth) commits(at int64) bool {
+func (b *binlogGrowth) commits(at int64) (found bool) {
 	if b.facts.BinlogEncrypted {
 		return true
 	}
@@ -337,13 +353,15 @@ func (b *binlogGrowth) commits(at int64) bool {
 		if _, err := b.file.ReadAt(header, at); err != nil {
 			return true // written in part
 		}
-		size := int64(binary.LittleEndian.Uint32(header[9:]))
-		if size < eventHeaderSize || !(event{kind: header[4]}).housekeeping() {
-			return true
+		e := event{kind: header[4], size: int64(binary.LittleEndian.Uint32(header[9:]))}
+		if e.size < eventHeaderSize {
+			return true // we are in the midst of one that was written in part
 		}
-		at += size
+		b.turned = b.turned || e.kind == rotateEvent
+		found = found || !e.housekeeping()
+		at += e.size
 	}
-	return false
+	return found
 }
 
 // lastBinlog is the last line of a binlog index, which may have thousands.
