@@ -72,16 +72,7 @@ func (g gap) until(to time.Time, slack time.Duration) gap {
 // ProbeStall begins to watch. Close ends it.
 func (f *Facts) ProbeStall() *StallProbe {
 	p := &StallProbe{quit: make(chan struct{})}
-	switch binlog, err := f.watchBinlog(); {
-	case !f.BinlogOn:
-		p.why = "the server keeps no binlog to watch"
-	case f.Replica && !f.On("log_slave_updates") && !f.On("log_replica_updates"):
-		p.why = "what the replica applies is not in its binlog (log_slave_updates is off)"
-	case err != nil:
-		p.why = "the binlog cannot be watched: " + err.Error()
-	default:
-		p.binlog = binlog
-	}
+	p.binlog, p.why = f.watchBinlog()
 	p.started = time.Now()
 	p.looked, p.since.from = p.started, p.started
 	if p.binlog != nil {
@@ -240,10 +231,10 @@ func (p *StallProbe) sum(q *respaldo.Quiesced, released time.Time) {
 			return
 		}
 		p.gaps = append(p.gaps, p.since.until(p.looked, 0))
-		about = fmt.Sprintf("; nobody wrote in the %s after it", p.looked.Sub(released).Round(time.Millisecond))
+		about = fmt.Sprintf("; nobody wrote in the %d ms after it", p.looked.Sub(released).Milliseconds())
 	}
 	if usual == 0 {
-		about = fmt.Sprintf("; nobody wrote in the %s before it", p.asked.Sub(p.started).Round(time.Millisecond))
+		about = fmt.Sprintf("; nobody wrote in the %d ms before it", p.asked.Sub(p.started).Milliseconds())
 	}
 	var longest gap
 	for _, g := range p.gaps {
@@ -258,7 +249,7 @@ func (p *StallProbe) sum(q *respaldo.Quiesced, released time.Time) {
 		}
 	}
 	q.StalledSeconds, q.UsualSeconds = longest.length().Seconds(), usual.Seconds()
-	q.Stall = fmt.Sprintf("seen by the binlog's growth, at most %s too long%s", longest.slack.Round(10*time.Microsecond), about)
+	q.Stall = fmt.Sprintf("seen by the binlog's growth, at most %.1f ms too long%s", longest.slack.Seconds()*1000, about)
 }
 
 // binlogGrowth follows the binlog that is being written, over rotations.
@@ -277,16 +268,23 @@ type binlogGrowth struct {
 // binlog was missed.
 const indexEvery = 100
 
-func (f *Facts) watchBinlog() (*binlogGrowth, error) {
-	if !f.BinlogOn {
-		return nil, nil
+// watchBinlog opens the current binlog, or says why watching it would tell nothing.
+func (f *Facts) watchBinlog() (b *binlogGrowth, why string) {
+	switch {
+	case !f.BinlogOn:
+		return nil, "the server keeps no binlog to watch"
+	case f.Replica && !f.On("log_slave_updates") && !f.On("log_replica_updates"):
+		return nil, "what the replica applies is not in its binlog (log_slave_updates is off)"
 	}
-	b := &binlogGrowth{facts: f}
+	b = &binlogGrowth{facts: f}
 	var err error
-	if b.index, err = os.Stat(f.BinlogIndex); err != nil {
-		return nil, err
+	if b.index, err = os.Stat(f.BinlogIndex); err == nil {
+		err = b.open()
 	}
-	return b, b.open()
+	if err != nil {
+		return nil, "the binlog cannot be watched: " + err.Error()
+	}
+	return b, ""
 }
 
 // open opens the file that the index names last.

@@ -105,7 +105,7 @@ func testStall(t *testing.T, b *box) {
 		least, most := w.around(end)
 		_, text, _ := strings.Cut(q.Stall, "at most ")
 		text, _, _ = strings.Cut(text, " too long")
-		slack, err := time.ParseDuration(text)
+		slack, err := time.ParseDuration(strings.ReplaceAll(text, " ", ""))
 		if err != nil {
 			t.Fatalf("%s: %v", q.Stall, err)
 		}
@@ -132,9 +132,9 @@ func TestStallSum(t *testing.T) {
 	}{
 		"idle":                    {nil, 0, 1250, 0, 0, "idle", "growth"},
 		"idle for long":           {[]gap{{from: at(-9000), to: at(-8000)}}, -8000, 1250, 0, 0, "idle", "growth"},
-		"one came meanwhile":      {[]gap{{from: at(0), to: at(1110)}}, 1110, 1110, 0.110, 0, "nobody wrote in the 1s before", "after"},
-		"held":                    {[]gap{{from: at(0), to: at(970)}, {from: at(969), to: at(990)}, {from: at(989), to: at(1104), slack: 2e6}}, 1104, 1104, 0.115, 0.970, "at most 2ms too long", "nobody"},
-		"nobody came after":       {[]gap{{from: at(980), to: at(990)}}, 989, 1250, 0.261, 0.010, "nobody wrote in the 150ms after", "before"},
+		"one came meanwhile":      {[]gap{{from: at(0), to: at(1110)}}, 1110, 1110, 0.110, 0, "nobody wrote in the 1000 ms before", "after"},
+		"held":                    {[]gap{{from: at(0), to: at(970)}, {from: at(969), to: at(990)}, {from: at(989), to: at(1104), slack: 2e6}}, 1104, 1104, 0.115, 0.970, "at most 2.0 ms too long", "nobody"},
+		"nobody came after":       {[]gap{{from: at(980), to: at(990)}}, 989, 1250, 0.261, 0.010, "nobody wrote in the 150 ms after", "before"},
 		"without a lock, written": {[]gap{{from: at(980), to: at(990)}, {from: at(989), to: at(1030)}, {from: at(1029), to: at(1090)}, {from: at(1089), to: at(1101)}}, 1101, 1101, 0.061, 0.010, "growth", "nobody"},
 	} {
 		p := &StallProbe{started: at(0), asked: at(1000), gaps: c.gaps, looked: at(c.looked), since: gap{from: at(c.since)}}
