@@ -73,7 +73,7 @@ type tries struct {
 // or an interruption.
 func (t *tries) again(ctx context.Context, op *operation, o *Outlook, q respaldo.Quiesced, err error) error {
 	switch {
-	case ctx.Err() != nil:
+	case ctx.Err() != nil || hasKind(err, respaldo.Leftovers): // a locking session may live on
 		return err
 	case errors.Is(err, mysql.ErrCrossed):
 		return t.retake(op, o, err)
@@ -124,6 +124,20 @@ func withTries(err error, made int) error {
 		return err
 	}
 	return &respaldo.Error{Kind: respaldo.KindOf(err), What: "given up after " + english.Plural(made, "try", "tries"), Err: err}
+}
+
+// hasKind tells that an error of a kind is anywhere among the causes of another.
+func hasKind(err error, kind respaldo.Kind) bool {
+	if e, ok := err.(*respaldo.Error); ok && e.Kind == kind {
+		return true
+	}
+	switch u := err.(type) {
+	case interface{ Unwrap() []error }:
+		return slices.ContainsFunc(u.Unwrap(), func(err error) bool { return hasKind(err, kind) })
+	case interface{ Unwrap() error }:
+		return hasKind(u.Unwrap(), kind)
+	}
+	return false
 }
 
 // retake is for a snapshot without a lock that something crossed: nobody has waited for it, so

@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -39,6 +40,7 @@ func TestWhatIsTriedAgain(t *testing.T) {
 		"had, and too short":            {"", []failure{{held, timeout}, {held, timeout}}, 2, respaldo.LockNone, "try 1: no lock; trying again in"},
 		"no calm moment":                {"", []failure{{respaldo.Quiesced{}, timeout}}, 1, respaldo.LockNone, ""},
 		"another error":                 {"", []failure{{held, &respaldo.Error{Kind: respaldo.SnapshotLost, What: "no room"}}}, 1, respaldo.LockNone, ""},
+		"a session is left":             {"", []failure{{asked, errors.Join(timeout, &respaldo.Error{Kind: respaldo.Leftovers, What: "not confirmed"})}}, 1, respaldo.LockNone, ""},
 		"crossed":                       {"", []failure{{held, crossed}, {held, crossed}}, 0, respaldo.LockNone, "try 2: an ALTER"},
 		"crossed too often":             {"", []failure{{held, crossed}, {held, crossed}, {held, crossed}}, 0, respaldo.LockBackup, "the next one is under the lock backup"},
 		"crossed, and no lock is to be": {respaldo.LockNone, []failure{{held, crossed}, {held, crossed}, {held, crossed}}, 3, respaldo.LockNone, "taken again"},
