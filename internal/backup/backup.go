@@ -87,7 +87,7 @@ func (s *Site) backup(ctx context.Context, request BackupRequest) (made Made, er
 	if err != nil {
 		return made, err
 	}
-	manifest.Proof = proof
+	noteProof(&manifest, proof)
 
 	ledger.Point("backup.record")
 	if made.Backup, err = repository.Record(ctx, saved, manifest); err != nil {

@@ -73,6 +73,9 @@ func (op *operation) freeze(ctx context.Context, o *Outlook, k keep) (*frozen, e
 	if err != nil {
 		return nil, err
 	}
+	if err := op.readImage(ctx, o, f); err != nil {
+		return nil, err
+	}
 	op.Report.Step("snapshot", fmt.Sprintf("%s at %s; writers held %s (%s)", request.Name, f.quiesced.Coordinates,
 		FormatSeconds(f.quiesced.HeldSeconds), f.quiesced.Mode))
 	return f, nil
