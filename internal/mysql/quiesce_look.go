@@ -75,6 +75,9 @@ func (s *Server) blockers(ctx context.Context, q queryer, mode respaldo.LockMode
 			found = append(found, statementOf(p, seconds))
 		}
 	}
+	if mode == respaldo.LockNone && !s.version.AtLeast(respaldo.MariaDB, 10, 4, 1) {
+		return found, false, nil // LOCK TABLES is in the way of BACKUP STAGE only
+	}
 	locked, unsure, err := s.lockTables(ctx, q, active)
 	if err != nil {
 		return nil, false, err
@@ -120,9 +123,9 @@ func standsInTheWay(flavor respaldo.Flavor, p row, mode respaldo.LockMode) bool 
 		return false
 	}
 	if flavor == respaldo.MySQL {
-		return true
+		return mode != respaldo.LockNone || changesTable.MatchString(text)
 	}
-	if mode == respaldo.LockBackup {
+	if mode != respaldo.LockGlobal {
 		return false
 	}
 	reads := readsOnly.MatchString(text) && !writes.MatchString(text) // WITH … UPDATE, SELECT … FOR UPDATE
@@ -210,7 +213,7 @@ func (l *lock) waitForCalm(ctx context.Context, patience time.Duration) error {
 			if len(found) == 0 {
 				return nil
 			}
-			return blockedError(found, patience)
+			return blockedError(l.mode, found, patience)
 		}
 		timer := time.NewTimer(min(pause, left))
 		select {
@@ -224,13 +227,17 @@ func (l *lock) waitForCalm(ctx context.Context, patience time.Duration) error {
 }
 
 // blockedError says who stood in the way for how long. No lock was asked for.
-func blockedError(found []Statement, patience time.Duration) error {
+func blockedError(mode respaldo.LockMode, found []Statement, patience time.Duration) error {
 	hint := "wait until it has ended"
 	if id := found[0].ID; id != 0 {
 		hint += fmt.Sprintf(", or end it: KILL %d", id)
 	}
+	what := "no lock was asked for, because for %s it would have stalled every writer behind %s"
+	if mode == respaldo.LockNone {
+		what = "no snapshot was taken, because for %s it would have been crossed by %s"
+	}
 	return &respaldo.Error{Kind: respaldo.LockTimeout,
-		What: fmt.Sprintf("no lock was asked for, because for %s it would have stalled every writer behind %s", patience, nameAll(found)),
+		What: fmt.Sprintf(what, patience, nameAll(found)),
 		Hint: hint + "; then run again"}
 }
 
