@@ -44,7 +44,7 @@ func showBackup(p *page, b respaldo.Backup) {
 	f.field("backup", b.ID)
 	f.field("server", fmt.Sprintf("%s on %s, %s", m.Server, m.Host, m.Version.Text))
 	f.field("taken", formatTime(m.Taken))
-	f.field("coordinates", q.Coordinates.String())
+	f.field("coordinates", coordinatesText(m))
 	if q.Coordinates.GTIDSet != "" {
 		f.field("GTID set", q.Coordinates.GTIDSet)
 	}
@@ -83,6 +83,15 @@ func showBackup(p *page, b respaldo.Backup) {
 		t.row(string(place.Role), place.Path, stored)
 	}
 	p.table(t)
+}
+
+// coordinatesText says of coordinates that were read in the image whether they are confirmed.
+func coordinatesText(m respaldo.Manifest) string {
+	text := m.Quiesced.Coordinates.String()
+	if m.Unconfirmed() {
+		text += " (read in the image, not confirmed)"
+	}
+	return text
 }
 
 // dumpedText is what of the server a dump holds.

@@ -133,7 +133,7 @@ func showSnapshot(p *page, k backup.KeptSnapshot) {
 	q := k.Manifest.Quiesced
 	f := newFields()
 	f.field("snapshot", k.Snapshot.Name)
-	f.field("taken", fmt.Sprintf("%s at %s", formatTime(q.At), q.Coordinates))
+	f.field("taken", fmt.Sprintf("%s at %s", formatTime(q.At), coordinatesText(*k.Manifest)))
 	f.field("writers", fmt.Sprintf("held %s, after waiting %s for the lock (%s)", backup.FormatSeconds(q.HeldSeconds), backup.FormatSeconds(q.WaitedSeconds), q.Mode))
 	f.field("path", k.Snapshot.Path)
 	f.field("stays", staysText(k.Snapshot))

@@ -1,6 +1,7 @@
 package mysql
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/respaldo-backup/respaldo"
@@ -37,6 +38,13 @@ func TestCoordinatesOfAnImageAreTheRecoveredServers(t *testing.T) {
 			}
 			if problems, err := i.compare(t.Context(), recovered); err != nil || len(problems) > 0 {
 				t.Errorf("%q, %v", problems, err)
+			}
+			i.request.Manifest.Quiesced.Coordinates.Position -= 5
+			i.request.Manifest.Quiesced.Coordinates.GTIDSet = o.earlier.GTIDSet
+			problems, err := i.compare(t.Context(), recovered)
+			if text := strings.Join(problems, "\n"); err != nil || !strings.Contains(text, "not exact: before it was started the image was at "+at.File) ||
+				!strings.Contains(text, "had GTID set "+o.earlier.GTIDSet+", the recovered image has "+recovered.GTIDSet) {
+				t.Errorf("coordinates that the recovered server does not confirm: %s, %v", text, err)
 			}
 		})
 	}
