@@ -87,7 +87,9 @@ func (s *Site) backup(ctx context.Context, request BackupRequest) (made Made, er
 	if err != nil {
 		return made, err
 	}
-	noteProof(&manifest, proof)
+	if manifest.Proof = proof; proof.OK {
+		noteStated(&manifest, proof.Coordinates)
+	}
 
 	ledger.Point("backup.record")
 	if made.Backup, err = repository.Record(ctx, saved, manifest); err != nil {

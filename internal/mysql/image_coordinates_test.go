@@ -1,6 +1,7 @@
 package mysql
 
 import (
+	"maps"
 	"strings"
 	"testing"
 
@@ -17,6 +18,7 @@ func TestCoordinatesOfAnImageAreTheRecoveredServers(t *testing.T) {
 			o := theOrigin(t, name)
 			m := o.crashed.manifest
 			m.Quiesced = respaldo.Quiesced{Mode: respaldo.LockNone, FromImage: true}
+			m.Variables = maps.Clone(m.Variables)
 			m.Variables["gtid_executed"] = "" // it was read after the crash, and would give it away
 			at, err := CoordinatesOf(t.Context(), m, map[string]string{o.data: o.crashed.copy, o.outside: o.crashed.outside})
 			if err != nil {
@@ -45,6 +47,17 @@ func TestCoordinatesOfAnImageAreTheRecoveredServers(t *testing.T) {
 			if text := strings.Join(problems, "\n"); err != nil || !strings.Contains(text, "not exact: before it was started the image was at "+at.File) ||
 				!strings.Contains(text, "had GTID set "+o.earlier.GTIDSet+", the recovered image has "+recovered.GTIDSet) {
 				t.Errorf("coordinates that the recovered server does not confirm: %s, %v", text, err)
+			}
+			if m.Version.Flavor == respaldo.MariaDB {
+				return
+			}
+			// A replica without log_replica_updates has executed more than its binlogs say.
+			i.request.Manifest.Variables["log_replica_updates"] = "OFF"
+			server, _, _ := strings.Cut(recovered.GTIDSet, ":")
+			for set, want := range map[string]bool{o.earlier.GTIDSet: true, server + ":1-100000": false} {
+				if same, err := i.sameSet(t.Context(), set, recovered.GTIDSet); same != want || err != nil {
+					t.Errorf("%s in the binlogs, %s executed: %t, %v", set, recovered.GTIDSet, same, err)
+				}
 			}
 		})
 	}

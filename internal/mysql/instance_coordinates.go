@@ -28,6 +28,11 @@ func (i *Instance) Coordinates(ctx context.Context) (respaldo.Coordinates, error
 		if at.Upstream, err = readUpstream(ctx, i.db, m.Version); err != nil {
 			return at, i.asking("its position as a replica", err)
 		}
+		for n, u := range at.Upstream {
+			if u.GTIDSet != "" { // it is committed with the data; a position need not be (relay-log.info), or is a low-water mark
+				at.Upstream[n].File, at.Upstream[n].Position = "", 0
+			}
+		}
 	}
 	if !b.on {
 		return at, nil
