@@ -82,7 +82,7 @@ func showMade(p *page, made backup.Made) {
 	q := b.Manifest.Quiesced
 	f := newFields()
 	f.field("backup", b.ID)
-	f.field("taken", fmt.Sprintf("%s at %s", formatTime(b.Manifest.Taken), q.Coordinates))
+	f.field("taken", fmt.Sprintf("%s at %s", formatTime(b.Manifest.Taken), coordinatesText(b.Manifest)))
 	if q.Coordinates.GTIDSet != "" {
 		f.field("GTID set", q.Coordinates.GTIDSet)
 	}

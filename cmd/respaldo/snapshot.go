@@ -138,7 +138,7 @@ func showSnapshot(p *page, k backup.KeptSnapshot) {
 	q := k.Manifest.Quiesced
 	f := newFields()
 	f.field("snapshot", k.Snapshot.Name)
-	f.field("taken", fmt.Sprintf("%s at %s", formatTime(q.At), q.Coordinates))
+	f.field("taken", fmt.Sprintf("%s at %s", formatTime(q.At), coordinatesText(*k.Manifest)))
 	quiescedFields(f, q)
 	f.field("path", k.Snapshot.Path)
 	f.field("stays", staysText(k.Snapshot))

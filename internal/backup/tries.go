@@ -43,6 +43,9 @@ func (op *operation) freeze(ctx context.Context, o *Outlook, k keep) (*frozen, e
 		t.made++
 		if err == nil {
 			f.quiesced.Tries = t.made
+			if err := op.readImage(ctx, o, f); err != nil {
+				return nil, err
+			}
 			op.Report.Step("snapshot", fmt.Sprintf("%s at %s; %s (%s)", f.name, f.quiesced.Coordinates, WritersText(f.quiesced), f.quiesced.Mode))
 			return f, nil
 		}

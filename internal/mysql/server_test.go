@@ -257,6 +257,7 @@ func TestServer(t *testing.T) {
 			t.Run("stall", func(t *testing.T) { testStall(t, b) })
 			t.Run("TLS", func(t *testing.T) { testTLS(t, b) })
 			t.Run("quiesce over TCP", func(t *testing.T) { testQuiesceTCP(t, b) })
+			t.Run("binlog scan", func(t *testing.T) { testBinlogScan(t, b) })
 			t.Run("binlog tail", func(t *testing.T) { testBinlogTail(t, b) })
 		})
 	}

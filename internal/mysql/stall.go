@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-mysql-org/go-mysql/replication"
 	"golang.org/x/sys/unix"
 
 	respaldo "github.com/respaldo-backup/respaldo"
@@ -351,13 +352,13 @@ func (b *binlogGrowth) commits(at int64) (found bool) {
 		if _, err := b.file.ReadAt(header, at); err != nil {
 			return true // written in part
 		}
-		e := event{kind: header[4], size: int64(binary.LittleEndian.Uint32(header[9:]))}
-		if e.size < eventHeaderSize {
+		e, size := event{kind: replication.EventType(header[4])}, int64(binary.LittleEndian.Uint32(header[9:]))
+		if size < eventHeaderSize {
 			return true // we are in the midst of one that was written in part
 		}
-		b.turned = b.turned || e.kind == rotateEvent
+		b.turned = b.turned || e.kind == replication.ROTATE_EVENT
 		found = found || !e.housekeeping()
-		at += e.size
+		at += size
 	}
 	return found
 }

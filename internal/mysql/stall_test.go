@@ -46,17 +46,22 @@ func (w *committer) count() int {
 	return len(w.commits)
 }
 
-// around is what lies between the commits before a moment and the one after it, at the least
-// (from the end of the one before to that moment) and at the most.
-func (w *committer) around(at time.Time) (least, most time.Duration) {
+// held is for how long it could not commit: at the least, from the end of its last commit
+// before a moment under the lock to that moment; at the most, the longest between the beginning
+// of a commit and the end of the next, of those that lie between asked and returned in part.
+func (w *committer) held(asked, under, returned time.Time) (least, most time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for i, c := range w.commits[:len(w.commits)-1] {
-		if next := w.commits[i+1]; c.to.Before(at) && !next.to.Before(at) {
-			return at.Sub(c.to), next.to.Sub(c.from)
+		next := w.commits[i+1]
+		if c.to.Before(under) && !next.to.Before(under) {
+			least = under.Sub(c.to)
+		}
+		if !next.to.Before(asked) && !c.from.After(returned) {
+			most = max(most, next.to.Sub(c.from))
 		}
 	}
-	return 0, 0
+	return least, most
 }
 
 // testStall compares what the probe says with what a writer has noticed.
@@ -64,7 +69,7 @@ func testStall(t *testing.T, b *box) {
 	ctx := context.Background()
 	s := b.server(t)
 	f := mustFacts(t, s)
-	measured := func(t *testing.T, f *Facts, fn func() error) respaldo.Quiesced {
+	measured := func(t *testing.T, f *Facts, fn func() error) (respaldo.Quiesced, time.Time) {
 		t.Helper()
 		req := quiet(f, respaldo.LockGlobal)
 		req.Probe = f.ProbeStall()
@@ -73,36 +78,36 @@ func testStall(t *testing.T, b *box) {
 		if err != nil {
 			t.Fatal(explained(err))
 		}
-		return q
+		return q, req.Probe.asked
 	}
 	nothing := func() error { return nil }
 
 	t.Run("idle", func(t *testing.T) {
-		if q := measured(t, f, nothing); q.Stall != "idle: nobody wrote" || q.StalledSeconds != 0 || q.UsualSeconds != 0 {
+		if q, _ := measured(t, f, nothing); q.Stall != "idle: nobody wrote" || q.StalledSeconds != 0 || q.UsualSeconds != 0 {
 			t.Errorf("%+v", q)
 		}
 	})
 	t.Run("without a binlog", func(t *testing.T) {
 		off := *f
 		off.BinlogOn = false
-		if q := measured(t, &off, nothing); !strings.Contains(q.Stall, "our own clock") || q.StalledSeconds != q.WaitedSeconds+q.HeldSeconds {
+		if q, _ := measured(t, &off, nothing); !strings.Contains(q.Stall, "our own clock") || q.StalledSeconds != q.WaitedSeconds+q.HeldSeconds {
 			t.Errorf("%+v", q)
 		}
 	})
 	t.Run("under writes, and a rotation", func(t *testing.T) {
 		w := commitAllTheTime(t, b)
 		var end time.Time
-		q := measured(t, f, func() error {
+		q, asked := measured(t, f, func() error {
 			waitFor(t, "the writer to wait", func() bool { return b.stalled(t) == 1 })
 			b.exec(t, "FLUSH LOCAL BINARY LOGS")
 			end = time.Now()
 			return nil
 		})
-		after := w.count()
+		returned, after := time.Now(), w.count()
 		waitFor(t, "the writer to go on", func() bool { return w.count() > after+10 })
 		w.stop()
 		<-w.done
-		least, most := w.around(end)
+		least, most := w.held(asked, end, returned)
 		_, text, _ := strings.Cut(q.Stall, "at most ")
 		text, _, _ = strings.Cut(text, " too long")
 		slack, err := time.ParseDuration(strings.ReplaceAll(text, " ", ""))
