@@ -233,8 +233,7 @@ func (l *lock) hold(ctx context.Context, q *respaldo.Quiesced, fn func(context.C
 	err = l.acquire(unbound)
 	granted := time.Now()
 	q.WaitedSeconds = granted.Sub(asked).Seconds()
-	dog.granted()
-	if err != nil {
+	if err != nil { // nothing is granted: the budget may be used up in this very instant
 		l.release(unbound) // the parts that were granted; closing the connection would do it as well
 		if broken := dog.stop(); broken != nil {
 			return broken
@@ -244,6 +243,7 @@ func (l *lock) hold(ctx context.Context, q *respaldo.Quiesced, fn func(context.C
 		}
 		return l.s.explain(err, "taking the lock")
 	}
+	dog.granted()
 	defer func() { // also when fn panics
 		unlockErr := l.release(unbound)
 		q.HeldSeconds = time.Since(granted).Seconds()

@@ -24,7 +24,7 @@ type watchdog struct {
 	cancel context.CancelCauseFunc // of fn's context
 
 	once    sync.Once
-	isTaken chan struct{} // closed when the lock is granted (or refused)
+	isTaken chan struct{} // closed when the lock is granted
 	broken  chan error    // buffered: the loss of the connection
 	quit    chan struct{}
 	done    chan struct{}
