@@ -1,15 +1,14 @@
 package mysql
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -185,61 +184,17 @@ func writeLike(like *os.File, path string, content ...io.Reader) (err error) {
 // cannot be read, the binlog being encrypted, the one before is taken along.
 func (t *BinlogTail) firstNeeded() (int, error) {
 	last := len(t.files) - 1
-	name, readable, err := lastCheckpoint(io.NewSectionReader(t.files[last], 0, t.end))
+	scan, err := scanBinlog(io.NewSectionReader(t.files[last], 0, t.end), 0)
 	switch {
 	case err != nil:
 		return 0, err
-	case !readable:
+	case scan.Encrypted:
 		return max(0, last-1), nil
-	case name == "":
+	case scan.Checkpoint == "":
 		return last, nil
 	}
-	for i, n := range t.names {
-		if n == name {
-			return i, nil
-		}
+	if first := slices.Index(t.names, scan.Checkpoint); first >= 0 {
+		return first, nil
 	}
-	return 0, fmt.Errorf("recovery starts at %s, which is not among the last %d binlogs", name, len(t.names))
-}
-
-// lastCheckpoint reads the event headers of a binlog. The name is empty where it has no
-// checkpoint event, as on MySQL.
-func lastCheckpoint(file io.Reader) (name string, readable bool, err error) {
-	r := bufio.NewReaderSize(file, 1<<20)
-	magic := make([]byte, len(binlogMagic))
-	if _, err := io.ReadFull(r, magic); err != nil {
-		return "", false, err
-	}
-	if string(magic) != binlogMagic {
-		return "", false, nil
-	}
-	header := make([]byte, eventHeaderSize)
-	for {
-		if _, err := io.ReadFull(r, header); err == io.EOF {
-			return name, true, nil
-		} else if err != nil {
-			return "", false, err
-		}
-		rest := int(binary.LittleEndian.Uint32(header[9:])) - eventHeaderSize
-		if rest < 0 {
-			return "", false, errors.New("it is damaged")
-		}
-		switch header[4] {
-		case mariaEncryptionEvent:
-			return "", false, nil
-		case mariaCheckpointEvent:
-			body := make([]byte, rest)
-			if _, err := io.ReadFull(r, body); err != nil {
-				return "", false, err
-			}
-			if rest < 4 || int(binary.LittleEndian.Uint32(body)) > rest-4 {
-				return "", false, errors.New("it has a damaged checkpoint event")
-			}
-			name = string(body[4 : 4+binary.LittleEndian.Uint32(body)])
-		default:
-			if _, err := r.Discard(rest); err != nil {
-				return "", false, err
-			}
-		}
-	}
+	return 0, fmt.Errorf("recovery starts at %s, which is not among the last %d binlogs", scan.Checkpoint, len(t.names))
 }
