@@ -1,0 +1,359 @@
+//go:build guest
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/backup"
+	"github.com/respaldo-backup/respaldo/lab/guest"
+	"github.com/respaldo-backup/respaldo/lab/servers"
+)
+
+// What becomes of the request for an image. There is no other way that is right.
+const (
+	imageExact   = "exact"           // rolled forward from its coordinates, it is the origin
+	imageRefused = "refused"         // nothing was taken, and the reason was given
+	imageMarked  = "marked"          // taken, found to be not exact, and not recorded
+	imageWrong   = "silently, wrong" // what must never be
+)
+
+// exactResult is one line of docs/exactness.md: what became of the images that were asked
+// for with one lock while one profile was written.
+type exactResult struct {
+	Server  string         `json:"server"`
+	Volume  string         `json:"volume"`
+	Lock    string         `json:"lock"`
+	Profile string         `json:"profile"`
+	Images  int            `json:"images"`
+	Exact   int            `json:"exact"`
+	Refused int            `json:"refused"`
+	Marked  int            `json:"marked"`
+	Wrong   int            `json:"wrong"`
+	Tries   int            `json:"tries"`             // of all images together
+	Modes   map[string]int `json:"modes,omitempty"`   // the locks that were used
+	Reasons []string       `json:"reasons,omitempty"` // of those that are not exact, each once
+}
+
+// exactCase is a stand, and what is asked for on it.
+type exactCase struct {
+	volume, server string
+	rounds         []exactRound
+}
+
+type exactRound struct {
+	lock, profile string
+	images        []string // how each is taken: "snapshot" or "backup", which proves it
+	shifted       bool     // the last of them with other coordinates, too
+}
+
+// TestExact takes images while the origin is written to, restores each, rolls it forward
+// from its coordinates by the origin's binlogs, and compares it with the origin. Each is the
+// origin then, or was refused, or marked as not exact: never silently wrong. All servers,
+// volumes, locks and profiles come when soaking.
+func TestExact(t *testing.T) {
+	cases := []exactCase{
+		{"thin-ext4", "mariadb-10.11", []exactRound{{"global", "all", []string{"backup", "snapshot"}, true}}},
+	}
+	if soak {
+		cases = exactSoak()
+	}
+	for _, c := range cases {
+		t.Run(c.volume+" "+c.server, func(t *testing.T) {
+			e := newExact(t, c.volume, c.server)
+			for _, r := range c.rounds {
+				t.Run(r.lock+" "+r.profile, func(t *testing.T) {
+					e.t = t
+					e.round(t, r)
+				})
+			}
+			e.t = t
+			e.before.NothingLeft(t)
+		})
+	}
+}
+
+// exactSoak is the whole product.
+func exactSoak() (cases []exactCase) {
+	for _, server := range servers.Names {
+		for _, volume := range []string{"thick-ext4", "thin-xfs", "btrfs"} {
+			c := exactCase{volume: volume, server: server}
+			for _, p := range exactProfiles {
+				for _, lock := range []string{"auto", "none", "backup", "global"} {
+					c.rounds = append(c.rounds, exactRound{lock, p.name, []string{"backup", "snapshot", "backup"}, lock == "global"})
+				}
+			}
+			cases = append(cases, c)
+		}
+	}
+	return cases
+}
+
+// exact is a stand with the tables of the load, and room for restored images.
+type exact struct {
+	*stand
+	folder string // on another disk
+	rounds int
+	images int
+}
+
+func newExact(t *testing.T, volume, server string) *exact {
+	t.Helper()
+	e := &exact{folder: "/srv/images", stand: newStand(t, volume, server, standOptions{})}
+	exactSchema(t, e.server)
+	other := 1
+	if volume == "btrfs" {
+		other = 0
+	}
+	guest.NewFolder(t, other, e.folder)
+	e.before = guest.Look(t)
+	return e
+}
+
+// exactImage is one that was asked for.
+type exactImage struct {
+	outcome string
+	reason  string
+	backup  bool
+	ref     string // what respaldo restore wants
+	taken   respaldo.Quiesced
+}
+
+// round takes images under load and says what became of them.
+func (e *exact) round(t *testing.T, r exactRound) {
+	t.Helper()
+	e.rounds++
+	profile := exactProfiles[slices.IndexFunc(exactProfiles, func(p exactProfile) bool { return p.name == r.profile })]
+	load := startExactLoad(t, e.server, profile, e.rounds)
+	load.Moves(t, 5)
+	var images []exactImage
+	for _, how := range r.images {
+		images = append(images, e.take(how, r.lock))
+		load.Moves(t, 3)
+	}
+	if err := load.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("steps of the writers: %v", load.done)
+	result := exactResult{Server: e.server.Name, Volume: e.volume.Kind, Lock: r.lock, Profile: r.profile, Images: len(images), Modes: map[string]int{}}
+	origin, err := contentsOf(e.server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, img := range images {
+		if img.outcome == "" {
+			e.judge(&img, origin)
+		}
+		if r.shifted && i == len(images)-1 && img.outcome == imageExact {
+			e.shifted(&img, origin)
+		}
+		result.add(img)
+		if r.lock == string(respaldo.LockAuto) && img.outcome != imageExact {
+			t.Errorf("auto is to find a way that is exact: %s: %s", img.outcome, img.reason)
+		}
+		if img.ref != "" && !img.backup {
+			e.ok("snapshot", "remove", img.ref)
+		}
+	}
+	line, err := json.Marshal(result)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Printf("LAB-EXACT %s\n", line)
+}
+
+func (r *exactResult) add(img exactImage) {
+	switch img.outcome {
+	case imageExact:
+		r.Exact++
+	case imageRefused:
+		r.Refused++
+	case imageMarked:
+		r.Marked++
+	default:
+		r.Wrong++
+	}
+	if img.taken.Mode != "" {
+		r.Modes[string(img.taken.Mode)]++
+	}
+	r.Tries += max(img.taken.Tries, 1)
+	if img.reason != "" && !slices.Contains(r.Reasons, img.reason) {
+		r.Reasons = append(r.Reasons, img.reason)
+	}
+}
+
+// take asks for an image as a user does.
+func (e *exact) take(how, lock string) (img exactImage) {
+	e.t.Helper()
+	args := []string{"snapshot", "create"}
+	if img.backup = how == "backup"; img.backup {
+		args = []string{"backup"}
+	}
+	o := e.run(nil, append(args, "--lock="+lock, "--json")...)
+	switch respaldo.Kind(o.code) {
+	case 0:
+		var made backup.Made
+		var kept backup.KeptSnapshot
+		if err := errors.Join(json.Unmarshal([]byte(o.stdout), &made), json.Unmarshal([]byte(o.stdout), &kept)); err != nil {
+			e.t.Fatalf("no JSON: %v\n%s", err, o.stdout)
+		}
+		if img.backup {
+			img.ref, img.taken = made.Backup.ID, made.Backup.Manifest.Quiesced
+		} else {
+			img.ref, img.taken = kept.Snapshot.Name, kept.Manifest.Quiesced
+		}
+		if img.taken.Coordinates.File == "" {
+			e.t.Errorf("an image without coordinates: %+v", img.taken)
+		}
+	case respaldo.Refused, respaldo.LockTimeout:
+		img.outcome, img.reason = imageRefused, said(o)
+	case respaldo.NotProved:
+		img.outcome, img.reason = imageMarked, said(o)
+		if !strings.Contains(o.stderr, "not exact") {
+			e.t.Errorf("it is not proved, and yet may be exact:\n%s", o.stderr)
+		}
+	default:
+		img.outcome, img.reason = imageWrong, said(o)
+		e.t.Errorf("exit code %d\n%s", o.code, o.stderr)
+	}
+	return img
+}
+
+// said is a command's error, on one line.
+func said(o outcome) string {
+	_, text, _ := strings.Cut(o.stderr, "respaldo: ")
+	return strings.Join(strings.Fields(text), " ")
+}
+
+// judge finds out whether an image is exact; one that is not is kept.
+func (e *exact) judge(img *exactImage, origin map[string]string) {
+	e.t.Helper()
+	problems := e.rolledForward(img, origin, img.taken.Coordinates.Position)
+	if len(problems) == 0 {
+		img.outcome = imageExact
+		return
+	}
+	img.outcome, img.reason = imageWrong, problems[0]
+	text := fmt.Sprintf("%s\nimage %s, taken with %+v\n", strings.Join(problems, "\n"), img.ref, img.taken)
+	e.t.Errorf("silently wrong: the image is not the origin at its coordinates; it is kept in %s\n%s", e.keep(img, text), text)
+}
+
+// rolledForward restores an image, rolls it forward from the position, and says how it
+// differs from the origin then. The origin is at rest.
+func (e *exact) rolledForward(img *exactImage, origin map[string]string, from uint64) (problems []string) {
+	e.t.Helper()
+	e.images++
+	to := filepath.Join(e.folder, fmt.Sprint("image-", e.images))
+	defer os.RemoveAll(to)
+	s := e.started(img.ref, to)
+	defer s.Kill()
+	at := img.taken.Coordinates
+	at.Position = from
+	fails := func(err error) []string { return append(problems, err.Error()) }
+	recovered, err := gtidSet(s)
+	if err != nil {
+		return fails(err)
+	}
+	for _, q := range []string{"SET GLOBAL sync_binlog = 0", "SET GLOBAL innodb_flush_log_at_trx_commit = 0"} { // nothing else is to crash
+		if _, err := s.DB.Exec(q); err != nil {
+			return fails(err)
+		}
+	}
+	binlogs, err := binlogsFrom(e.server, at.File)
+	var gtids []string
+	if err == nil {
+		gtids, err = rollForward(s, binlogs, at.Position)
+	}
+	if err != nil {
+		problems = append(problems, err.Error())
+	}
+	differ, err := gtidProblems(e.server, s, at, recovered, gtids)
+	if problems = append(problems, differ...); err != nil {
+		return fails(err)
+	}
+	now, err := contentsOf(s)
+	if problems = append(problems, differences(origin, now)...); err != nil {
+		return fails(err)
+	}
+	e.t.Logf("%s at %s (%s) rolled forward by %d groups: %d tables and definitions, %d problems", img.ref, at, img.taken.Mode, len(gtids), len(now), len(problems))
+	return problems
+}
+
+// started restores an image and starts a server on it with what the restore says.
+func (e *exact) started(ref, to string) *guest.Server {
+	e.t.Helper()
+	var done backup.Restored
+	e.into(&done, "restore", ref, "--to", to)
+	args := []string{"--skip-log-bin"}
+	for _, line := range done.Options {
+		if !strings.HasPrefix(line, "datadir=") {
+			args = append(args, "--"+line)
+		}
+	}
+	return guest.StartServer(e.t, guest.ServerSpec{Name: e.server.Name, DataDir: to, Args: args})
+}
+
+// keep copies an image as it was restored, the origin's binlogs, and what both servers said
+// to where the guest's console is, and returns that folder as it is called outside.
+func (e *exact) keep(img *exactImage, problems string) string {
+	e.t.Helper()
+	dir := filepath.Join("/out", "wrong-"+img.ref)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		e.t.Fatal(err)
+	}
+	e.write(filepath.Join(dir, "problems"), 0o644, problems)
+	e.ok("restore", img.ref, "--to", filepath.Join(e.folder, "kept"))
+	defer os.RemoveAll(filepath.Join(e.folder, "kept"))
+	guest.Run(e.t, "cp", "-r", "--sparse=always", filepath.Join(e.folder, "kept"), filepath.Join(dir, "image"))
+	binlogs, _ := filepath.Glob(filepath.Join(e.server.DataDir, "binlog.*"))
+	logs, _ := filepath.Glob("/run/mysqld/*.err")
+	guest.Run(e.t, "cp", append(append(binlogs, logs...), dir)...)
+	return outside(dir)
+}
+
+// outside is what a path below /out is called on the host.
+func outside(path string) string {
+	text, _ := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 3 && f[1] == "/out" {
+			for option := range strings.SplitSeq(f[3], ",") {
+				if strings.HasPrefix(option, "/") {
+					return option + strings.TrimPrefix(path, "/out")
+				}
+			}
+		}
+	}
+	return path + " of the guest"
+}
+
+// shifted proves that the comparison can fail: with coordinates that are one group too
+// early, or too late, an image is not taken for exact.
+func (e *exact) shifted(img *exactImage, origin map[string]string) {
+	e.t.Helper()
+	at := img.taken.Coordinates
+	binlogs, err := binlogsFrom(e.server, at.File)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	starts, err := groupStarts(e.server, binlogs[0])
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	here, _ := slices.BinarySearch(starts, int(at.Position)) // not to the byte: what is no group may come between
+	if here < 1 || here+1 >= len(starts) {
+		e.t.Fatalf("no groups before and after %s: %v", at, starts)
+	}
+	for _, wrong := range []int{starts[here-1], starts[here+1]} {
+		if problems := e.rolledForward(img, origin, uint64(wrong)); len(problems) == 0 {
+			e.t.Errorf("from %d on, not %d, it would be taken for exact", wrong, at.Position)
+		}
+	}
+}
