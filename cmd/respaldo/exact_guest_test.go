@@ -3,14 +3,17 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/backup"
@@ -18,30 +21,13 @@ import (
 	"github.com/respaldo-backup/respaldo/lab/servers"
 )
 
-// What becomes of the request for an image. There is no other way that is right.
+// outcomes of the request for an image
 const (
-	imageExact   = "exact"           // rolled forward from its coordinates, it is the origin
-	imageRefused = "refused"         // nothing was taken, and the reason was given
-	imageMarked  = "marked"          // taken, found to be not exact, and not recorded
-	imageWrong   = "silently, wrong" // what must never be
+	imageExact   = "exact"
+	imageRefused = "refused"
+	imageMarked  = "marked"
+	imageWrong   = "wrong"
 )
-
-// exactResult is one line of docs/exactness.md: what became of the images that were asked
-// for with one lock while one profile was written.
-type exactResult struct {
-	Server  string         `json:"server"`
-	Volume  string         `json:"volume"`
-	Lock    string         `json:"lock"`
-	Profile string         `json:"profile"`
-	Images  int            `json:"images"`
-	Exact   int            `json:"exact"`
-	Refused int            `json:"refused"`
-	Marked  int            `json:"marked"`
-	Wrong   int            `json:"wrong"`
-	Tries   int            `json:"tries"`             // of all images together
-	Modes   map[string]int `json:"modes,omitempty"`   // the locks that were used
-	Reasons []string       `json:"reasons,omitempty"` // of those that are not exact, each once
-}
 
 // exactCase is a stand, and what is asked for on it.
 type exactCase struct {
@@ -136,14 +122,15 @@ func (e *exact) round(t *testing.T, r exactRound) {
 	load.Moves(t, 5)
 	var images []exactImage
 	for _, how := range r.images {
-		images = append(images, e.take(how, r.lock))
+		images = append(images, e.take(how, r.lock, load))
+		load.Resume()
 		load.Moves(t, 3)
 	}
 	if err := load.Stop(); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("steps of the writers: %v", load.done)
-	result := exactResult{Server: e.server.Name, Volume: e.volume.Kind, Lock: r.lock, Profile: r.profile, Images: len(images), Modes: map[string]int{}}
+	result := guest.Exactness{Server: e.server.Name, Volume: e.volume.Kind, Lock: r.lock, Profile: r.profile}
 	origin, err := contentsOf(e.server)
 	if err != nil {
 		t.Fatal(err)
@@ -155,7 +142,7 @@ func (e *exact) round(t *testing.T, r exactRound) {
 		if r.shifted && i == len(images)-1 && img.outcome == imageExact {
 			e.shifted(&img, origin)
 		}
-		result.add(img)
+		img.count(&result)
 		if r.lock == string(respaldo.LockAuto) && img.outcome != imageExact {
 			t.Errorf("auto is to find a way that is exact: %s: %s", img.outcome, img.reason)
 		}
@@ -170,34 +157,46 @@ func (e *exact) round(t *testing.T, r exactRound) {
 	fmt.Printf("LAB-EXACT %s\n", line)
 }
 
-func (r *exactResult) add(img exactImage) {
+// count adds an image to the result.
+func (img exactImage) count(r *guest.Exactness) {
+	one := guest.Exactness{Images: 1, Tries: max(img.taken.Tries, 1)}
 	switch img.outcome {
 	case imageExact:
-		r.Exact++
+		one.Exact++
 	case imageRefused:
-		r.Refused++
+		one.Refused++
 	case imageMarked:
-		r.Marked++
+		one.Marked++
 	default:
-		r.Wrong++
+		one.Wrong++
 	}
 	if img.taken.Mode != "" {
-		r.Modes[string(img.taken.Mode)]++
+		one.Modes = map[string]int{string(img.taken.Mode): 1}
 	}
-	r.Tries += max(img.taken.Tries, 1)
+	r.Add(one)
 	if img.reason != "" && !slices.Contains(r.Reasons, img.reason) {
 		r.Reasons = append(r.Reasons, img.reason)
 	}
 }
 
-// take asks for an image as a user does.
-func (e *exact) take(how, lock string) (img exactImage) {
+// take asks for an image as a user does. The writers pause when the snapshot is there.
+func (e *exact) take(how, lock string, load *exactLoad) (img exactImage) {
 	e.t.Helper()
 	args := []string{"snapshot", "create"}
 	if img.backup = how == "backup"; img.backup {
 		args = []string{"backup"}
 	}
-	o := e.run(nil, append(args, "--lock="+lock, "--json")...)
+	cmd := e.command(append(args, "--lock="+lock, "--json")...)
+	var out bytes.Buffer
+	said := &pausing{load: load}
+	cmd.Stdout, cmd.Stderr = &out, said
+	start := time.Now()
+	err := cmd.Run()
+	if _, exited := err.(*exec.ExitError); err != nil && !exited {
+		e.t.Fatal(err)
+	}
+	o := outcome{stdout: out.String(), stderr: said.text.String(), code: cmd.ProcessState.ExitCode()}
+	e.t.Logf("respaldo %v --lock=%s: exit code %d after %s", args, lock, o.code, time.Since(start).Round(time.Millisecond))
 	switch respaldo.Kind(o.code) {
 	case 0:
 		var made backup.Made
@@ -214,23 +213,40 @@ func (e *exact) take(how, lock string) (img exactImage) {
 			e.t.Errorf("an image without coordinates: %+v", img.taken)
 		}
 	case respaldo.Refused, respaldo.LockTimeout:
-		img.outcome, img.reason = imageRefused, said(o)
+		img.outcome, img.reason = imageRefused, e.reason(o)
 	case respaldo.NotProved:
-		img.outcome, img.reason = imageMarked, said(o)
+		img.outcome, img.reason = imageMarked, e.reason(o)
 		if !strings.Contains(o.stderr, "not exact") {
 			e.t.Errorf("it is not proved, and yet may be exact:\n%s", o.stderr)
 		}
 	default:
-		img.outcome, img.reason = imageWrong, said(o)
+		img.outcome, img.reason = imageWrong, e.reason(o)
 		e.t.Errorf("exit code %d\n%s", o.code, o.stderr)
 	}
 	return img
 }
 
-// said is a command's error, on one line.
-func said(o outcome) string {
-	_, text, _ := strings.Cut(o.stderr, "respaldo: ")
-	return strings.Join(strings.Fields(text), " ")
+// pausing is what respaldo says; when that is that it has a snapshot, the writers pause.
+type pausing struct {
+	load *exactLoad
+	text bytes.Buffer
+}
+
+func (p *pausing) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte("msg=snapshot ")) {
+		p.load.Pause()
+	}
+	return p.text.Write(b)
+}
+
+// reason is why there is no image.
+func (e *exact) reason(o outcome) string {
+	e.t.Helper()
+	var doc errorDocument
+	if err := json.Unmarshal([]byte(o.stdout), &doc); err != nil {
+		e.t.Errorf("no JSON: %v\n%s", err, o.stdout)
+	}
+	return doc.Error.Message
 }
 
 // judge finds out whether an image is exact; one that is not is kept.

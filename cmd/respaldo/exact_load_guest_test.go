@@ -82,9 +82,10 @@ type exactLoad struct {
 	stop   context.CancelFunc
 	group  sync.WaitGroup
 
-	mu   sync.Mutex
-	done map[string]int // steps by writer
-	errs []error
+	mu     sync.Mutex
+	done   map[string]int // steps by writer
+	errs   []error
+	resume chan struct{} // closed unless the writers pause
 }
 
 // exactWriter is one connection that goes from step to step.
@@ -107,7 +108,8 @@ func startExactLoad(t *testing.T, s *guest.Server, p exactProfile, round int) *e
 	}
 	s.Exec(t, durable...)
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &exactLoad{server: s, stop: cancel, done: map[string]int{}}
+	l := &exactLoad{server: s, stop: cancel, done: map[string]int{}, resume: make(chan struct{})}
+	close(l.resume)
 	t.Cleanup(func() { l.Stop() })
 	l.start(t, ctx, fmt.Sprintf("clerk%d", round), (*exactWriter).transfers)
 	l.start(t, ctx, fmt.Sprintf("scribe%d", round), (*exactWriter).papers)
@@ -135,7 +137,7 @@ func (l *exactLoad) start(t *testing.T, ctx context.Context, name string, step f
 		defer conn.Close()
 		tick := time.NewTicker(exactPace)
 		defer tick.Stop()
-		for ctx.Err() == nil {
+		for l.goesOn(ctx) {
 			w.n++
 			err := step(w)
 			if err != nil && !givenUp(err) {
@@ -156,6 +158,41 @@ func (l *exactLoad) start(t *testing.T, ctx context.Context, name string, step f
 			}
 		}
 	})
+}
+
+// goesOn waits while the writers pause, and is false at their end.
+func (l *exactLoad) goesOn(ctx context.Context) bool {
+	l.mu.Lock()
+	resume := l.resume
+	l.mu.Unlock()
+	select {
+	case <-resume:
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
+}
+
+// Pause has each writer stop after its step, and does not wait for that. Once a snapshot is
+// there nobody needs what they write, and the guest has one processor.
+func (l *exactLoad) Pause() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-l.resume:
+		l.resume = make(chan struct{})
+	default:
+	}
+}
+
+// Resume ends a pause.
+func (l *exactLoad) Resume() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-l.resume:
+	default:
+		close(l.resume)
+	}
 }
 
 // givenUp tells a deadlock or a lock that was not to be had from what should not happen.
