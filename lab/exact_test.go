@@ -42,9 +42,9 @@ func TestExact(t *testing.T) {
 	for _, server := range servers.Names {
 		t.Run(server, func(t *testing.T) {
 			t.Parallel()
-			spec.Name = "exact-" + server
-			spec.OnLine = results.read
-			lab.RunTests(t, spec, "./cmd/respaldo", "^TestExact$/_"+server+"$")
+			spec := spec
+			spec.Name, spec.OnLine, spec.Env = "exact-"+server, results.read, []string{"LAB_SERVER=" + server}
+			lab.RunTests(t, spec, "./cmd/respaldo", "^TestExact$")
 		})
 	}
 }

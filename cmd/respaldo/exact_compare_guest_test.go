@@ -247,10 +247,13 @@ func groupStarts(s *guest.Server, binlog string) (starts []int, err error) {
 	return starts, err
 }
 
-// binlogsFrom are a server's binlogs from one of them on.
+// binlogsFrom are a server's binlogs from one of them on, or all.
 func binlogsFrom(s *guest.Server, file string) ([]string, error) {
 	all, err := filepath.Glob(filepath.Join(s.DataDir, "binlog.[0-9][0-9][0-9][0-9][0-9][0-9]"))
 	slices.Sort(all)
+	if file == "" {
+		return all, err
+	}
 	from := slices.Index(all, filepath.Join(s.DataDir, file))
 	if err == nil && from < 0 {
 		err = fmt.Errorf("the origin has no binlog %s", file)
