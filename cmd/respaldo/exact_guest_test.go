@@ -272,17 +272,22 @@ func (e *exact) reason(o outcome) string {
 	return doc.Error.Message
 }
 
-// judge finds out whether an image is exact; one that is not is kept.
+// judge finds out whether an image is exact. One that is not is kept, and so is one that
+// cannot be restored or does not start.
 func (e *exact) judge(img *exactImage, origin map[string]string) {
 	e.t.Helper()
-	problems := e.rolledForward(img, origin, img.taken.Coordinates.Position)
-	if len(problems) == 0 {
+	img.outcome = imageWrong
+	problems := []string{"it cannot be restored and started"} // if nothing is said instead
+	defer func() {
+		if img.outcome != imageExact {
+			img.reason = problems[0]
+			text := fmt.Sprintf("%s\nimage %s, taken with %+v\n", strings.Join(problems, "\n"), img.ref, img.taken)
+			e.t.Errorf("silently wrong: the image is not the origin at its coordinates; it is kept in %s\n%s", e.keep(img, text), text)
+		}
+	}()
+	if problems = e.rolledForward(img, origin, img.taken.Coordinates.Position); len(problems) == 0 {
 		img.outcome = imageExact
-		return
 	}
-	img.outcome, img.reason = imageWrong, problems[0]
-	text := fmt.Sprintf("%s\nimage %s, taken with %+v\n", strings.Join(problems, "\n"), img.ref, img.taken)
-	e.t.Errorf("silently wrong: the image is not the origin at its coordinates; it is kept in %s\n%s", e.keep(img, text), text)
 }
 
 // rolledForward restores an image, rolls it forward from the position, and says how it
