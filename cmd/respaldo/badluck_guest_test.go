@@ -21,6 +21,7 @@ import (
 func TestBadLuck(t *testing.T) {
 	s := newStand(t, "thick-ext4", "mariadb-10.11", standOptions{})
 	s.foreseenPause("estimated")
+	s.choosesLock(t)
 	s.volumeTroubles(t)
 	s.serverTroubles(t)
 	s.repositoryTroubles(t)

@@ -27,10 +27,10 @@ func (o *lockFlags) add(cmd *cobra.Command) {
 	o.flags = f
 	f.StringVar(&o.defaultsFile, "defaults-file", "", "MySQL option `FILE` with [client] or [respaldo], in place of all others")
 	f.StringVar(&o.socket, "socket", "", "`PATH` of the server's socket")
-	f.StringVar(&o.lock, "lock", "", "`MODE` of the lock: auto, backup or global; a weaker one than is safe is refused")
+	f.StringVar(&o.lock, "lock", "", "`MODE` of the lock: auto, none, backup or global; a weaker one than is safe is refused")
 	f.DurationVar(&o.maxLock, "max-lock", 0, "longest `TIME` that writers may be held, waiting for the lock included (500ms, 3s)")
 	f.Var(&o.size, "snapshot-size", "room for changes of a thick LVM snapshot (20GiB); without it, chosen from the free space")
-	cmd.RegisterFlagCompletionFunc("lock", cobra.FixedCompletions([]string{"auto", "backup", "global"}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.RegisterFlagCompletionFunc("lock", cobra.FixedCompletions([]string{"auto", "none", "backup", "global"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 func (o *lockFlags) apply(s *backup.Site) error {

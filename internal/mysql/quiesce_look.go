@@ -71,9 +71,12 @@ func (s *Server) blockers(ctx context.Context, q queryer, mode respaldo.LockMode
 		}
 		active++
 		seconds, _ := strconv.Atoi(p["time"])
-		if seconds >= longSeconds && standsInTheWay(s.version.Flavor, p, mode) {
+		if seconds >= longSeconds && standsInTheWay(s.version, p, mode) {
 			found = append(found, statementOf(p, seconds))
 		}
+	}
+	if mode == respaldo.LockNone && !s.version.AtLeast(respaldo.MariaDB, 10, 4, 1) {
+		return found, false, nil // LOCK TABLES is in the way of BACKUP STAGE only
 	}
 	locked, unsure, err := s.lockTables(ctx, q, active)
 	if err != nil {
@@ -110,7 +113,7 @@ func isNap(p row) bool {
 
 // standsInTheWay judges a statement that has run for long. "Killed" ones are among them: they
 // roll back.
-func standsInTheWay(flavor respaldo.Flavor, p row, mode respaldo.LockMode) bool {
+func standsInTheWay(v respaldo.Version, p row, mode respaldo.LockMode) bool {
 	text := p["info"]
 	if text == "" {
 		return false
@@ -119,11 +122,13 @@ func standsInTheWay(flavor respaldo.Flavor, p row, mode respaldo.LockMode) bool 
 		// Of a replica's applier the server tells how far it lags, not how long the statement runs.
 		return false
 	}
-	if flavor == respaldo.MySQL {
-		return true
-	}
-	if mode == respaldo.LockBackup {
+	switch {
+	case mode == respaldo.LockNone: // what it takes instead waits for DDL, and only DDL for it
+		return changesTable.MatchString(text)
+	case mode == respaldo.LockBackup:
 		return false
+	case !v.AtLeast(respaldo.MariaDB, 10, 4, 1):
+		return true
 	}
 	reads := readsOnly.MatchString(text) && !writes.MatchString(text) // WITH … UPDATE, SELECT … FOR UPDATE
 	return !reads

@@ -35,6 +35,7 @@ const (
 	errTooManyUserConns  = 1226
 	errPrivilegeNeeded   = 1227
 	errQueryInterrupted  = 1317
+	errXAFailed          = 1401 // MySQL 8's word for "may not XA RECOVER"
 	errAccessNoPassword  = 1698
 	errPasswordExpired   = 1820
 	errLoginExpired      = 1862

@@ -245,6 +245,7 @@ func TestServer(t *testing.T) {
 				"CREATE TABLE d.t (id INT AUTO_INCREMENT PRIMARY KEY, v INT) ENGINE=InnoDB",
 				"CREATE TABLE d.other (id INT AUTO_INCREMENT PRIMARY KEY, v INT) ENGINE=InnoDB",
 				"INSERT INTO d.t (v) VALUES (1), (2), (3)")
+			t.Run("no lock", func(t *testing.T) { testNoLock(t, b) })
 			t.Run("connect", func(t *testing.T) { testConnect(t, b) })
 			t.Run("process", func(t *testing.T) { testProcess(t, b) })
 			t.Run("facts", func(t *testing.T) { testFacts(t, b) })
