@@ -7,16 +7,31 @@ import "fmt"
 // exactLasts is for how many of its rounds a writer leaves what it has made alone.
 const exactLasts = 3
 
+// define executes statements that are transactions of their own: one that found a deadlock,
+// or a lock that was not to be had, is tried again, since those after it build on it.
+func (w *exactWriter) define(statements ...string) error {
+	for _, q := range statements {
+		err := w.exec(q)
+		for err != nil && givenUp(err) {
+			err = w.exec(q)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // definitions takes one table after the other through its life: each call is one statement
 // or a few, the sequence begins anew after the last.
 func (w *exactWriter) definitions() error {
 	if w.n == 1 {
-		return w.exec("CREATE DATABASE "+w.name, "CREATE TABLE "+w.name+".parent (id INT PRIMARY KEY) ENGINE=InnoDB", "INSERT INTO "+w.name+".parent VALUES (1), (2), (3)",
+		return w.define("CREATE DATABASE "+w.name, "CREATE TABLE "+w.name+".parent (id INT PRIMARY KEY) ENGINE=InnoDB", "INSERT INTO "+w.name+".parent VALUES (1), (2), (3)",
 			"CREATE TABLE "+w.name+".one (i INT) ENGINE=InnoDB", "CREATE TABLE "+w.name+".two (i INT, j INT) ENGINE=InnoDB")
 	}
 	life := w.tableLife()
 	at := w.n - 2
-	return w.exec(life(at / exactSteps)[at%exactSteps]...)
+	return w.define(life(at / exactSteps)[at%exactSteps]...)
 }
 
 const exactSteps = 22
@@ -75,7 +90,7 @@ func (w *exactWriter) tableLife() func(k int) [][]string {
 // administration makes and drops databases, routines, triggers, events, and accounts.
 func (w *exactWriter) administration() error {
 	if w.n == 1 {
-		return w.exec("CREATE DATABASE "+w.name, "CREATE TABLE "+w.name+".watched (i INT PRIMARY KEY AUTO_INCREMENT, k INT) ENGINE=InnoDB")
+		return w.define("CREATE DATABASE "+w.name, "CREATE TABLE "+w.name+".watched (i INT PRIMARY KEY AUTO_INCREMENT, k INT) ENGINE=InnoDB")
 	}
 	at := w.n - 2
 	k, d := at/8, w.name
@@ -83,32 +98,32 @@ func (w *exactWriter) administration() error {
 	db, user, gone := fmt.Sprintf("%sx%d", d, k), fmt.Sprintf("'%s%d'@'localhost'", d, k), fmt.Sprintf("'%s%d'@'localhost'", d, old)
 	switch at % 8 {
 	case 0:
-		return w.exec("CREATE DATABASE "+db, "CREATE TABLE "+db+".t (i INT PRIMARY KEY) ENGINE=InnoDB", "INSERT INTO "+db+".t VALUES (1), (2)",
+		return w.define("CREATE DATABASE "+db, "CREATE TABLE "+db+".t (i INT PRIMARY KEY) ENGINE=InnoDB", "INSERT INTO "+db+".t VALUES (1), (2)",
 			"ALTER DATABASE "+db+" DEFAULT CHARACTER SET latin1")
 	case 1:
-		return w.exec(fmt.Sprintf("CREATE PROCEDURE %s.p%d(IN a INT) BEGIN INSERT INTO %[1]s.watched (k) VALUES (a); END", d, k),
+		return w.define(fmt.Sprintf("CREATE PROCEDURE %s.p%d(IN a INT) BEGIN INSERT INTO %[1]s.watched (k) VALUES (a); END", d, k),
 			fmt.Sprintf("CREATE FUNCTION %s.f%d(a INT) RETURNS INT DETERMINISTIC RETURN a + %[2]d", d, k))
 	case 2:
-		return w.exec(fmt.Sprintf("CALL %s.p%d(%[2]d)", d, k), fmt.Sprintf("INSERT INTO %s.watched (k) SELECT %[1]s.f%d(1)", d, k))
+		return w.define(fmt.Sprintf("CALL %s.p%d(%[2]d)", d, k), fmt.Sprintf("INSERT INTO %s.watched (k) SELECT %[1]s.f%d(1)", d, k))
 	case 3:
-		return w.exec(fmt.Sprintf("CREATE TRIGGER %s.r%d BEFORE INSERT ON %s.t FOR EACH ROW SET NEW.i = NEW.i + %[2]d", db, k, db), "INSERT INTO "+db+".t VALUES (100)",
+		return w.define(fmt.Sprintf("CREATE TRIGGER %s.r%d BEFORE INSERT ON %s.t FOR EACH ROW SET NEW.i = NEW.i + %[2]d", db, k, db), "INSERT INTO "+db+".t VALUES (100)",
 			fmt.Sprintf("CREATE EVENT %s.e%d ON SCHEDULE EVERY 1 DAY STARTS '2030-01-01 00:00:00' DO DELETE FROM %[1]s.watched", d, k))
 	case 4:
-		return w.exec("CREATE USER "+user+" IDENTIFIED BY 'first'", fmt.Sprintf("GRANT SELECT, INSERT ON %s.* TO %s", d, user))
+		return w.define("CREATE USER "+user+" IDENTIFIED BY 'first'", fmt.Sprintf("GRANT SELECT, INSERT ON %s.* TO %s", d, user))
 	case 5:
-		return w.exec(fmt.Sprintf("GRANT UPDATE (k) ON %s.watched TO %s", d, user), fmt.Sprintf("REVOKE INSERT ON %s.* FROM %s", d, user),
+		return w.define(fmt.Sprintf("GRANT UPDATE (k) ON %s.watched TO %s", d, user), fmt.Sprintf("REVOKE INSERT ON %s.* FROM %s", d, user),
 			fmt.Sprintf("GRANT EXECUTE ON PROCEDURE %s.p%d TO %s", d, k, user))
 	case 6:
 		if old < 0 {
 			return nil
 		}
-		return w.exec("DROP USER "+gone, fmt.Sprintf("DROP EVENT %s.e%d", d, old), fmt.Sprintf("DROP FUNCTION %s.f%d", d, old), fmt.Sprintf("DROP PROCEDURE %s.p%d", d, old))
+		return w.define("DROP USER "+gone, fmt.Sprintf("DROP EVENT %s.e%d", d, old), fmt.Sprintf("DROP FUNCTION %s.f%d", d, old), fmt.Sprintf("DROP PROCEDURE %s.p%d", d, old))
 	}
 	if old < 0 {
 		return nil
 	}
 	if gone := fmt.Sprintf("%sx%d", d, old); old%2 == 0 {
-		return w.exec(fmt.Sprintf("DROP TRIGGER %s.r%d", gone, old), "DROP TABLE "+gone+".t", "DROP DATABASE "+gone)
+		return w.define(fmt.Sprintf("DROP TRIGGER %s.r%d", gone, old), "DROP TABLE "+gone+".t", "DROP DATABASE "+gone)
 	}
-	return w.exec(fmt.Sprintf("DROP DATABASE %sx%d", d, old))
+	return w.define(fmt.Sprintf("DROP DATABASE %sx%d", d, old))
 }
