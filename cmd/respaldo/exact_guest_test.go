@@ -369,8 +369,8 @@ func outside(path string) string {
 	for line := range strings.Lines(string(text)) {
 		if f := strings.Fields(line); len(f) > 3 && f[1] == "/out" {
 			for option := range strings.SplitSeq(f[3], ",") {
-				if strings.HasPrefix(option, "/") {
-					return option + strings.TrimPrefix(path, "/out")
+				if strings.Contains(option, "/") {
+					return "/" + strings.TrimLeft(option, "/") + strings.TrimPrefix(path, "/out")
 				}
 			}
 		}
