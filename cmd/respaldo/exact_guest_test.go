@@ -47,7 +47,7 @@ type exactRound struct {
 func TestExact(t *testing.T) {
 	cases := []exactCase{
 		{"thin-ext4", "mariadb-10.11", []exactRound{{"auto", "ddl", []string{"snapshot"}, true}}},
-		{"btrfs", "mysql-5.6", []exactRound{{"auto", "ddl", []string{"backup"}, false}}},
+		{"btrfs", "mysql-5.6", []exactRound{{"auto", "ddl", []string{"snapshot"}, false}}},
 	}
 	if soak {
 		cases = exactSoak(os.Getenv("LAB_SERVER"))
