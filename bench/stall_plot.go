@@ -1,0 +1,4 @@
+package main
+
+func (s *stallSet) plot() string        { return "" }
+func (r *stallReport) markdown() string { return "" }
