@@ -58,6 +58,7 @@ func benchStall(ctx context.Context, args []string) error {
 	rounds := flags.Int("rounds", stallRounds, "how often every contender takes its snapshot")
 	only := flags.String("only", "", "`PLACE,…` to measure: "+strings.Join(placeNames(), ", "))
 	kinds := flags.String("kinds", "", "`KIND,…` of volume in the lab")
+	pace := flags.Duration("pace", 0, "`TIME` in which each of the load's connections commits once, for a machine that is too slow for the usual ones")
 	results := flags.String("results", "", "write stall.json, stall.md and the plots into this `folder` (bench/results for a full run)")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return nil
@@ -83,6 +84,9 @@ func benchStall(ctx context.Context, args []string) error {
 			continue
 		}
 		p.plan.Rounds = *rounds
+		if *pace > 0 {
+			p.plan.Pace = *pace
+		}
 		if *kinds != "" && p.Name == "lab" {
 			p.plan.Kinds = strings.Split(*kinds, ",")
 		}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -111,29 +112,20 @@ func (b *bench) classic() contender {
 // mylvmbackup's lock is timed by when it says what it does next.
 func (b *bench) mylvmbackup() contender {
 	const name = "mylvm"
-	root := filepath.Join(Peers(), MylvmDir, "usr")
-	libs := filepath.Join(root, "lib/x86_64-linux-gnu")
-	var modules []string
-	for _, dir := range []string{"share/perl5", "lib/x86_64-linux-gnu/perl5/5.36", "share/perl/5.36", "lib/x86_64-linux-gnu/perl/5.36", "lib/x86_64-linux-gnu/perl-base"} {
-		modules = append(modules, filepath.Join(root, dir))
-	}
-	// Its own loader, and not LD_LIBRARY_PATH, which lvcreate would inherit. It buffers what it
-	// says unless told otherwise.
-	argv := []string{filepath.Join(libs, "ld-linux-x86-64.so.2"), "--library-path", libs, filepath.Join(root, "bin/perl"),
-		"-e", `$| = 1; my $program = shift; do $program; die $@`, filepath.Join(root, "bin/mylvmbackup"),
-		"--user=root", "--socket=" + b.server.Spec().Socket, "--vgname=" + b.group, "--lvname=data", "--backuplv=" + name, "--relpath=mysql",
-		"--backuptype=none", "--keep_snapshot", "--skip_mycnf", "--mountdir=" + filepath.Join(b.work, "mylvmbackup")}
+	// It buffers what it says unless told otherwise.
+	argv := append(fetched("bin/perl"), "-e", `$| = 1; my $program = shift; do $program; die $@`, filepath.Join(Peers(), MylvmDir, "usr/bin/mylvmbackup"),
+		"--user=root", "--socket="+b.server.Spec().Socket, "--vgname="+b.group, "--lvname=data", "--backuplv="+name, "--relpath=mysql",
+		"--backuptype=none", "--keep_snapshot", "--skip_mycnf", "--mountdir="+filepath.Join(b.work, "mylvmbackup"))
 	if b.thin {
 		argv = append(argv, "--thin")
 	} else {
 		argv = append(argv, "--lvsize="+copyOnWrite)
 	}
 	return contender{Mylvm, func() (held, error) {
-		if err := os.MkdirAll(filepath.Join(b.work, "mylvmbackup"), 0o700); err != nil {
+		if err := errors.Join(installPerl(), os.MkdirAll(filepath.Join(b.work, "mylvmbackup"), 0o700)); err != nil {
 			return held{}, err
 		}
 		cmd := exec.Command(argv[0], argv[1:]...)
-		cmd.Env = append(os.Environ(), "PERL5LIB="+strings.Join(modules, ":"))
 		at := map[string]time.Time{}
 		out, err := followed(cmd, func(line string) {
 			for _, step := range []string{"Flushing tables with read lock", "Taking position record", "Unlocking tables"} {
@@ -151,6 +143,16 @@ func (b *bench) mylvmbackup() contender {
 	}, func() error { return b.lvremove(name) }}
 }
 
+// installPerl puts Perl's modules where the program looks for them, in a guest, which has none.
+func installPerl() error {
+	for _, dir := range []string{"share/perl", "share/perl5", "lib/x86_64-linux-gnu/perl", "lib/x86_64-linux-gnu/perl5", "lib/x86_64-linux-gnu/perl-base"} {
+		if err := os.Symlink(filepath.Join(Peers(), MylvmDir, "usr", dir), filepath.Join("/usr", dir)); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	return nil
+}
+
 func (b *bench) lvremove(name string) error {
 	_, err := command(nil, "lvremove", "--yes", "--quiet", b.group+"/"+name)
 	return err
@@ -164,7 +166,8 @@ func (b *bench) btrfs(args ...string) []string {
 	return append(fetched("bin/btrfs"), args...)
 }
 
-// fetched is how to run a fetched program: with its own loader and libraries.
+// fetched is how to run a fetched program: with its own loader and libraries, which the
+// programs that it starts do not inherit.
 func fetched(program string) []string {
 	root := filepath.Join(Peers(), MylvmDir, "usr")
 	libs := filepath.Join(root, "lib/x86_64-linux-gnu")

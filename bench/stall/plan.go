@@ -65,6 +65,7 @@ type Trial struct {
 	Took    float64 `json:"took_seconds"`
 	Window  float64 `json:"window_seconds"`
 	Gap     float64 `json:"gap_seconds"`
+	GapAt   float64 `json:"gap_at_seconds"` // when it began, from the contender's start on
 	Latency float64 `json:"p999_seconds"`
 	Commits int     `json:"commits"`
 	// Waited for the lock, and Held it: by the contender's own account, or the server's clock

@@ -178,9 +178,9 @@ func (b *bench) trial(c contender) (Trial, error) {
 	if err := errors.Join(err, err2); err != nil {
 		return Trial{}, err
 	}
-	all := latencies(commits, within)
+	all, gap := latencies(commits, within), longestGap(commits, within)
 	t := Trial{Kind: b.kind, Contender: c.name, Took: took.Seconds(), Window: (within.to - within.from).Seconds(),
-		Gap: longestGap(commits, within).Seconds(), Latency: percentile(all, 0.999).Seconds(), Commits: len(all),
+		Gap: (gap.to - gap.from).Seconds(), GapAt: (gap.from - begun).Seconds(), Latency: percentile(all, 0.999).Seconds(), Commits: len(all),
 		Waited: lock.waited, Held: lock.held, Lock: lock.lock, Pause: pause.Seconds(),
 		Counts: perSlice(commits, span{begun - Lead, within.to})}
 	switch {

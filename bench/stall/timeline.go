@@ -21,14 +21,21 @@ func (s span) has(at time.Duration) bool { return s.from <= at && at < s.to }
 
 // longestGap is the longest time within the span in which nothing was committed on any
 // connection. What of it lies outside of the span does not count.
-func longestGap(commits []commit, within span) time.Duration {
-	longest, last := time.Duration(0), within.from
+func longestGap(commits []commit, within span) (longest span) {
+	last := within.from
+	see := func(at time.Duration) {
+		if at-last > longest.to-longest.from {
+			longest = span{last, at}
+		}
+		last = at
+	}
 	for _, c := range commits {
 		if within.has(c.at) {
-			longest, last = max(longest, c.at-last), c.at
+			see(c.at)
 		}
 	}
-	return max(longest, within.to-last)
+	see(within.to)
+	return longest
 }
 
 // percentile is the least duration that a fraction of all of them does not exceed. None is 0.
