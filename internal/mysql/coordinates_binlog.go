@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	respaldo "github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 )
 
 // BinlogTail is the end of a server's binlogs, for an image whose data directory does not
@@ -137,7 +138,7 @@ func (t *BinlogTail) CopyTo(ctx context.Context, dir string) ([]string, error) {
 	if err := writeLike(t.files[len(t.files)-1], filepath.Join(dir, t.base+".index"), &index); err != nil {
 		return nil, err
 	}
-	return t.names[first:], syncDir(dir)
+	return t.names[first:], disk.Sync(dir)
 }
 
 // copyBinlog writes head, then the rest of the file up to size.
@@ -177,15 +178,6 @@ func writeLike(like *os.File, path string, content ...io.Reader) (err error) {
 		}
 	}
 	return out.Sync()
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // firstNeeded finds from which file on recovery reads. MySQL reads the last one only.
