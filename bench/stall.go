@@ -26,7 +26,7 @@ const (
 	stallConnections = 4
 	labPace          = 20 * time.Millisecond
 	hostPace         = 10 * time.Millisecond
-	stallWindow      = 5 * time.Second
+	stallWindow      = 2500 * time.Millisecond
 	stallRead        = 10 * time.Second // how long the long SELECT goes on
 	stallRounds      = 3
 )
@@ -42,14 +42,15 @@ const (
 type place struct {
 	Name  string `json:"name"`  // of its files
 	Title string `json:"title"` // for people
+	once  bool   // however many rounds there are
 	plan  stall.Plan
 }
 
 var places = []place{
-	{"lab", "In the lab", stall.Plan{Server: stallServer, Kinds: []string{"thick-ext4", "thin-ext4", "btrfs"}, Connections: stallConnections, Pace: labPace, Window: stallWindow}},
-	{"host", "On the host", stall.Plan{Server: stallServer, Kinds: []string{"btrfs"}, Connections: stallConnections, Pace: hostPace, Window: stallWindow}},
-	{"select", "In the lab, while a SELECT runs", stall.Plan{Server: readServer, Kinds: []string{"thick-ext4"}, Connections: stallConnections, Pace: labPace,
-		Window: stallRead + 2*time.Second, Read: stallRead}},
+	{"lab", "in the lab", false, stall.Plan{Server: stallServer, Kinds: []string{"thick-ext4", "thin-ext4", "btrfs"}, Connections: stallConnections, Pace: labPace, Window: stallWindow}},
+	{"host", "on the host", false, stall.Plan{Server: stallServer, Kinds: []string{"btrfs"}, Connections: stallConnections, Pace: hostPace, Window: stallWindow}},
+	{"select", "in the lab, while a SELECT runs", true, stall.Plan{Server: readServer, Kinds: []string{"thick-ext4"}, Connections: stallConnections, Pace: labPace,
+		Window: stallRead + stall.Lead, Read: stallRead}},
 }
 
 // benchStall is the part of the bench that measures how long writers are held.
@@ -83,7 +84,9 @@ func benchStall(ctx context.Context, args []string) error {
 		if *only != "" && !slices.Contains(strings.Split(*only, ","), p.Name) {
 			continue
 		}
-		p.plan.Rounds = *rounds
+		if p.plan.Rounds = *rounds; p.once {
+			p.plan.Rounds = 1
+		}
 		if *pace > 0 {
 			p.plan.Pace = *pace
 		}
@@ -126,7 +129,7 @@ func (p place) inGuest(ctx context.Context) (r stall.Results, err error) {
 	if err != nil {
 		return r, err
 	}
-	spec := lab.Spec{Name: "stall-" + p.Name, Memory: 1536, StockLVM: true, Respaldo: true, Deadline: 20 * time.Minute,
+	spec := lab.Spec{Name: "stall-" + p.Name, Memory: 1536, Systemd: true, Respaldo: true, Deadline: 20 * time.Minute,
 		Argv: []string{"/opt/lab/" + filepath.Base(runnerPackage), string(argument)}, OnLine: func(line string) { fmt.Fprintln(os.Stderr, "bench:", line) }}
 	for range p.plan.Kinds {
 		spec.Disks = append(spec.Disks, lab.Disk{Bytes: 4 << 30})

@@ -14,7 +14,7 @@ import (
 const (
 	plotWidth = 860
 	plotLeft  = 44
-	plotRight = 10
+	plotRight = 16
 	plotTop   = 40
 	panel     = 92 // of a contender, its title included
 	title     = 24 // of a panel
@@ -42,7 +42,7 @@ func (s *stallSet) plot() string {
 		return plotLeft + (seconds+lead)/(last+lead)*(plotWidth-plotLeft-plotRight)
 	}
 	height := plotTop + panel*len(s.Results) + plotFoot
-	heading := "Commits in each 10 ms, " + s.heading()
+	heading := s.heading() + ": commits in each 10 ms"
 
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" role="img" font-family="system-ui, sans-serif" font-size="13" fill="%s">`+"\n",
@@ -72,7 +72,7 @@ func (s *stallSet) plot() string {
 		text(plotLeft-6, base, ` text-anchor="end" font-size="11"`, "0")
 	}
 	foot := float64(height - plotFoot)
-	for second := -int(lead); second <= int(last); second++ {
+	for second := 0; second <= int(last); second++ {
 		if last > 10 && second%2 != 0 {
 			continue
 		}

@@ -87,7 +87,7 @@ func (r *stallReport) add(p place, measured stall.Results) {
 	}
 }
 
-var stallOrder = []string{stall.None, stall.Auto, stall.Global, stall.Mylvm, stall.Classic}
+var stallOrder = []string{stall.None, stall.Look, stall.Auto, stall.Global, stall.Mylvm, stall.Classic}
 
 // add keeps the commits of the round that is plotted only.
 func (s *stallSet) add(t stall.Trial) {

@@ -19,8 +19,8 @@ func measured() *stallReport {
 	r := &stallReport{Format: 1, Rounds: 3, Versions: map[string]string{}}
 	var m stall.Results
 	for round, noise := range []float64{1.5, 1, 0.9} {
-		for _, contender := range []string{stall.Classic, stall.Mylvm, stall.Global, stall.Auto, stall.None} {
-			gap := map[string]float64{stall.None: 0.010, stall.Auto: 0.011, stall.Global: 0.1, stall.Mylvm: 1, stall.Classic: 2}[contender]
+		for _, contender := range []string{stall.Classic, stall.Mylvm, stall.Global, stall.Auto, stall.Look, stall.None} {
+			gap := map[string]float64{stall.None: 0.010, stall.Look: 0.010, stall.Auto: 0.011, stall.Global: 0.1, stall.Mylvm: 1, stall.Classic: 2}[contender]
 			counts := make([]int, 300)
 			for i := range counts {
 				counts[i] = i % 4

@@ -34,10 +34,15 @@ const copyOnWrite = "512M" // of a thick snapshot, where one has to say
 
 // contenders are all that can work on the volume.
 func (b *bench) contenders() []contender {
-	list := []contender{
-		{None, func() (held, error) { return held{}, nil }, func() error { return nil }},
-		b.respaldo(Auto, "auto"), b.respaldo(Global, "global"),
+	nothing := func() error { return nil }
+	list := []contender{{None, func() (held, error) { return held{}, nil }, nothing}}
+	if b.plan.Folder == "" && b.plan.Read == 0 { // where there is one processor
+		list = append(list, contender{Look, func() (held, error) {
+			_, err := command(nil, b.plan.Respaldo, "--config", b.config, "check")
+			return held{}, err
+		}, nothing})
 	}
+	list = append(list, b.respaldo(Auto, "auto"), b.respaldo(Global, "global"))
 	if b.group != "" {
 		list = append(list, b.mylvmbackup())
 	}

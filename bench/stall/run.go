@@ -118,8 +118,14 @@ func (b *bench) start(ctx context.Context) (err error) {
 func (b *bench) configure() error {
 	b.config = filepath.Join(b.work, "respaldo.toml")
 	options := filepath.Join(b.work, "client.cnf")
-	text := fmt.Sprintf("format = 1\nstate_dir = %q\nrun_dir = %q\n[server.main]\ndefaults_file = %q\nmax_lock = \"20s\"\n",
-		filepath.Join(b.work, "state"), filepath.Join(b.work, "run"), options)
+	// A lab that is busy may need long for a snapshot, and so for a lock; a long SELECT shall not have
+	// the time to end while writers are held.
+	most := "20s"
+	if b.plan.Read > 0 {
+		most = (b.plan.Read / 2).String()
+	}
+	text := fmt.Sprintf("format = 1\nstate_dir = %q\nrun_dir = %q\n[server.main]\ndefaults_file = %q\nmax_lock = %q\n",
+		filepath.Join(b.work, "state"), filepath.Join(b.work, "run"), options, most)
 	return errors.Join(os.WriteFile(b.config, []byte(text), 0o600),
 		os.WriteFile(options, []byte("[client]\nuser=root\nsocket="+b.server.Spec().Socket+"\n"), 0o600))
 }
