@@ -21,10 +21,10 @@ import (
 
 const stallCommand = "stall"
 
-// The load: steady, and such that the lab's one processor is about half idle.
+// The load: steady, and such that the lab's one processor is more than half idle.
 const (
 	stallConnections = 4
-	labPace          = 20 * time.Millisecond
+	labPace          = 40 * time.Millisecond
 	hostPace         = 10 * time.Millisecond
 	stallWindow      = 2500 * time.Millisecond
 	stallRead        = 10 * time.Second // how long the long SELECT goes on
@@ -72,7 +72,7 @@ func benchStall(ctx context.Context, args []string) error {
 	if *results == "" && *only == "" && *kinds == "" && *rounds >= stallRounds {
 		*results = filepath.Join("bench", "results")
 	}
-	peers, err := fetchPackages(ctx, filepath.Join(stall.Peers(), stall.MylvmDir), "bookworm", "mylvmbackup", "btrfs-progs", "libc-bin")
+	peers, err := fetchPackages(ctx, stall.Peers(), stall.Release, "mylvmbackup", "btrfs-progs", "libc-bin")
 	if err != nil {
 		return err
 	}
@@ -160,7 +160,7 @@ func (p place) onHost(ctx context.Context) (r stall.Results, err error) {
 		fmt.Fprintln(os.Stderr, "bench: Btrfs on this machine itself is left out:", why)
 		return r, nil
 	}
-	dir, err := os.MkdirTemp(stall.Peers(), "stall-")
+	dir, err := os.MkdirTemp(filepath.Dir(stall.Peers()), "stall-")
 	if err != nil {
 		return r, err
 	}
@@ -179,7 +179,6 @@ func (p place) onHost(ctx context.Context) (r stall.Results, err error) {
 		return r, err
 	}
 	run := exec.CommandContext(ctx, runner, string(argument))
-	run.Cancel = func() error { return run.Process.Signal(syscall.SIGKILL) }
 	run.Stdout, run.Stderr = os.Stderr, os.Stderr
 	// What it mounts is seen by nobody else, and goes with it.
 	run.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL, Setpgid: true}

@@ -118,11 +118,12 @@ func (b *bench) classic() contender {
 func (b *bench) mylvmbackup() contender {
 	const name = "mylvm"
 	// It buffers what it says unless told otherwise.
-	argv := append(fetched("bin/perl"), "-e", `$| = 1; my $program = shift; do $program; die $@`, filepath.Join(Peers(), MylvmDir, "usr/bin/mylvmbackup"),
+	argv := append(fetched("bin/perl"), "-e", `$| = 1; my $program = shift; do $program; die $@`, filepath.Join(Peers(), "usr/bin/mylvmbackup"),
 		"--user=root", "--socket="+b.server.Spec().Socket, "--vgname="+b.group, "--lvname=data", "--backuplv="+name, "--relpath=mysql",
 		"--backuptype=none", "--keep_snapshot", "--skip_mycnf", "--mountdir="+filepath.Join(b.work, "mylvmbackup"))
 	if b.thin {
-		argv = append(argv, "--thin")
+		// Left to itself it makes a snapshot that is not active, and then cannot mount it.
+		argv = append(argv, "--thin", "--lvcreate=lvcreate --setactivationskip n")
 	} else {
 		argv = append(argv, "--lvsize="+copyOnWrite)
 	}
@@ -151,7 +152,7 @@ func (b *bench) mylvmbackup() contender {
 // installPerl puts Perl's modules where the program looks for them, in a guest, which has none.
 func installPerl() error {
 	for _, dir := range []string{"share/perl", "share/perl5", "lib/x86_64-linux-gnu/perl", "lib/x86_64-linux-gnu/perl5", "lib/x86_64-linux-gnu/perl-base"} {
-		if err := os.Symlink(filepath.Join(Peers(), MylvmDir, "usr", dir), filepath.Join("/usr", dir)); err != nil && !errors.Is(err, os.ErrExist) {
+		if err := os.Symlink(filepath.Join(Peers(), "usr", dir), filepath.Join("/usr", dir)); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
 	}
@@ -174,7 +175,7 @@ func (b *bench) btrfs(args ...string) []string {
 // fetched is how to run a fetched program: with its own loader and libraries, which the
 // programs that it starts do not inherit.
 func fetched(program string) []string {
-	root := filepath.Join(Peers(), MylvmDir, "usr")
+	root := filepath.Join(Peers(), "usr")
 	libs := filepath.Join(root, "lib/x86_64-linux-gnu")
 	return []string{filepath.Join(libs, "ld-linux-x86-64.so.2"), "--library-path", libs, filepath.Join(root, program)}
 }

@@ -12,13 +12,12 @@ import (
 
 // Names of contenders.
 const (
-	None     = "no backup"
-	Look     = "respaldo check" // takes nothing, but is a program that runs
-	Auto     = "respaldo"
-	Global   = "respaldo --lock=global"
-	Mylvm    = "mylvmbackup"
-	Classic  = "classic script"
-	MylvmDir = "mylvmbackup-bookworm" // below Peers
+	None    = "no backup"
+	Look    = "respaldo check" // takes nothing, but is a program that runs
+	Auto    = "respaldo"
+	Global  = "respaldo --lock=global"
+	Mylvm   = "mylvmbackup"
+	Classic = "classic script"
 )
 
 // Slice is how long one count of Trial.Counts goes on, Lead how long before the contender's
@@ -28,8 +27,12 @@ const (
 	Lead  = 500 * time.Millisecond
 )
 
-// Peers is where the bench keeps what it measures against; a guest sees it, too.
-func Peers() string { return filepath.Join(servers.Cache(), "bench") }
+// Peers is where mylvmbackup and Btrfs's programs are, with all that they need of Release; a
+// guest sees it, too.
+func Peers() string { return filepath.Join(servers.Cache(), "bench", "mylvmbackup-"+Release) }
+
+// Release is Debian's that the guest is made of, too: one machine has one Perl.
+const Release = "bookworm"
 
 // Plan says what to measure. It travels to whoever measures as JSON.
 type Plan struct {
