@@ -66,8 +66,17 @@ func benchStall(ctx context.Context, args []string) error {
 	} else if err != nil {
 		return err
 	}
-	if *rounds < 1 {
-		return errors.New("one round at least")
+	if *rounds < 1 || flags.NArg() > 0 {
+		return errors.New("one round at least, and flags only: see bench stall -help")
+	}
+	chosen := placeNames()
+	if *only != "" {
+		chosen = strings.Split(*only, ",")
+	}
+	for _, name := range chosen {
+		if !slices.Contains(placeNames(), name) {
+			return fmt.Errorf("no place is called %q; there are %s", name, strings.Join(placeNames(), ", "))
+		}
 	}
 	if *results == "" && *only == "" && *kinds == "" && *rounds >= stallRounds {
 		*results = filepath.Join("bench", "results")
@@ -81,7 +90,7 @@ func benchStall(ctx context.Context, args []string) error {
 	}
 	r := newStallReport(ctx, strings.TrimSpace("go run ./bench stall "+strings.Join(args, " ")), *rounds, peers)
 	for _, p := range places {
-		if *only != "" && !slices.Contains(strings.Split(*only, ","), p.Name) {
+		if !slices.Contains(chosen, p.Name) {
 			continue
 		}
 		if p.plan.Rounds = *rounds; p.once {
