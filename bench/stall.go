@@ -24,10 +24,10 @@ const stallCommand = "stall"
 // The load: steady, and such that the lab's one processor is more than half idle.
 const (
 	stallConnections = 4
-	labPace          = 40 * time.Millisecond
+	labPace          = 60 * time.Millisecond
 	hostPace         = 10 * time.Millisecond
-	stallWindow      = 2500 * time.Millisecond
-	stallRead        = 10 * time.Second // how long the long SELECT goes on
+	stallWindow      = 2 * time.Second
+	stallRead        = 8 * time.Second // how long the long SELECT goes on
 	stallRounds      = 3
 )
 
