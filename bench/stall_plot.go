@@ -63,11 +63,11 @@ func (s *stallSet) plot() string {
 		text(plotWidth-plotRight, top+title-8, ` text-anchor="end"`, x.caption())
 		fmt.Fprintf(&b, `<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="%s" fill-opacity="0.3"/>`+"\n",
 			across(x.GapAt), base-room, max(across(x.GapAt+x.Gap)-across(x.GapAt), 1), room, gapColour)
-		fmt.Fprintf(&b, `<path d="%s" stroke="%s" stroke-width="%.2f" fill="none"/>`+"\n", x.bars(across, base, room/float64(most)), colour, across(0.01)-across(0))
+		fmt.Fprintf(&b, `<path d="%s" stroke="%s" stroke-width="%.2f" fill="none"/>`+"\n", x.bars(across, base, room/float64(most)), colour, max(across(0.01)-across(0), 1.2))
 		if x.Took > 0 {
 			fmt.Fprintf(&b, `<path d="M%.1f %.1fH%.1f" stroke="%s" stroke-width="3"/>`+"\n", across(0), base+3, across(x.Took), inkColour)
 		}
-		fmt.Fprintf(&b, `<path d="M%d %.1fV%.1fH%d" stroke="%s" stroke-opacity="0.6" fill="none"/>`+"\n", plotLeft, base-room, base, plotWidth-plotRight, inkColour)
+		fmt.Fprintf(&b, `<path d="M%d %.1fV%.1fH%.1f" stroke="%s" stroke-opacity="0.6" fill="none"/>`+"\n", plotLeft, base-room, base, across(x.Window), inkColour)
 		text(plotLeft-6, base-room+10, ` text-anchor="end" font-size="11"`, fmt.Sprint(most))
 		text(plotLeft-6, base, ` text-anchor="end" font-size="11"`, "0")
 	}
@@ -79,7 +79,7 @@ func (s *stallSet) plot() string {
 		fmt.Fprintf(&b, `<path d="M%.1f %.1fv5" stroke="%s"/>`+"\n", across(float64(second)), foot-8, inkColour)
 		text(across(float64(second)), foot+12, ` text-anchor="middle" font-size="11"`, fmt.Sprintf("%d s", second))
 	}
-	text(plotLeft, foot+32, ` font-size="11"`, "0 s: the contender starts, and runs as long as the line under its axis. Red: the longest time without a commit.")
+	text(plotLeft, foot+32, ` font-size="11"`, "0 s: the contender starts, and runs as long as the line under its axis, which ends where it was watched no longer. Red: the longest time without a commit.")
 	b.WriteString("</svg>\n")
 	return b.String()
 }
