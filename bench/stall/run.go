@@ -207,7 +207,7 @@ func (b *bench) until(at time.Duration) { time.Sleep(at - b.load.now()) }
 
 // caughtUp waits until the load has done what it could not do during the last trial.
 func (b *bench) caughtUp() error {
-	const limit = 30 * time.Second
+	const limit = time.Minute
 	for begun := time.Now(); b.load.late() > b.plan.Pace; time.Sleep(b.plan.Pace) {
 		if time.Since(begun) > limit {
 			return fmt.Errorf("the server cannot carry the load of %d transactions in %s: it is %s behind", b.plan.Connections, b.plan.Pace, b.load.late())
