@@ -255,7 +255,10 @@ func (l *lock) hold(ctx context.Context, q *respaldo.Quiesced, fn func(context.C
 	if q.Coordinates, err = readCoordinates(unbound, l.conn, l.s.version, l.facts.Replica); err != nil {
 		return l.s.explain(err, "reading the binlog coordinates under the lock")
 	}
-	return l.run(fnCtx, q, dog, fn)
+	if err = l.run(fnCtx, q, dog, fn); err != nil || l.mode != respaldo.LockBackup {
+		return err
+	}
+	return l.s.explain(l.halfDone(unbound), "looking for what the lock has stopped midway")
 }
 
 // run calls fn and watches the connection, which belongs to nobody else meanwhile.

@@ -45,6 +45,7 @@ func testQuiesce(t *testing.T, b *box) {
 			t.Run("lock tables", func(t *testing.T) { testLockTables(t, b, s, quiet(f, mode)) })
 		})
 	}
+	t.Run("half done", func(t *testing.T) { testHalfDone(t, b, s, f) })
 	t.Run("frozen", func(t *testing.T) { testFrozen(t, b, s, quiet(f, modes[len(modes)-1])) })
 	t.Run("ddl", func(t *testing.T) { testDDL(t, b, s, quiet(f, respaldo.LockGlobal)) })
 	t.Run("no such lock", func(t *testing.T) {
@@ -388,6 +389,42 @@ func testLockTables(t *testing.T, b *box, s *Server, req QuiesceRequest) {
 		t.Fatal(err)
 	}
 	b.writes(t)
+}
+
+// testHalfDone has a statement begin under each lock, and wait for its end. An INSERT has done
+// nothing yet; a GRANT under BACKUP STAGE may be in the binlog already, and not in its table.
+func testHalfDone(t *testing.T, b *box, s *Server, f *Facts) {
+	b.exec(t, "CREATE USER 'half'@'localhost'")
+	defer b.exec(t, "DROP USER 'half'@'localhost'")
+	c := b.conn(t)
+	during := func(mode respaldo.LockMode, statement string) error {
+		waits, done := b.runs(t, statement, "Waiting for"), make(chan error, 1)
+		_, err := s.Quiesce(context.Background(), quiet(f, mode), func(context.Context, respaldo.Coordinates) error {
+			go func() {
+				_, err := c.ExecContext(context.Background(), statement)
+				done <- err
+			}()
+			waitFor(t, statement+" to wait for the lock", waits)
+			return nil
+		})
+		if err := <-done; err != nil {
+			t.Errorf("%s: %v", statement, err)
+		}
+		return err
+	}
+	const insert, grant = "INSERT INTO d.t (v) VALUES (5)", "GRANT SELECT ON d.* TO 'half'@'localhost'"
+	for _, statement := range []string{insert, grant} {
+		if err := during(respaldo.LockGlobal, statement); err != nil {
+			t.Errorf("%s under the global lock: %v", statement, explained(err))
+		}
+	}
+	if f.Version.Flavor != respaldo.MariaDB {
+		return
+	}
+	if err := during(respaldo.LockBackup, insert); err != nil {
+		t.Errorf("%s under BACKUP STAGE: %v", insert, explained(err))
+	}
+	mustBeCrossed(t, during(respaldo.LockBackup, grant), "stopped a statement midway", "GRANT SELECT ON d.*")
 }
 
 // testDDL has an ALTER TABLE that waits for somebody's open transaction. FLUSH TABLES WITH READ
