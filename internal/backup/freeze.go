@@ -99,7 +99,7 @@ func (op *operation) quiesceAndTake(ctx context.Context, o *Outlook, pending vol
 		return err
 	}
 	var err error
-	f.quiesced, err = o.server.Quiesce(ctx, mysql.QuiesceRequest{Mode: o.Lock, Reason: o.LockReason, Budget: op.MaxLock, Patience: patience,
+	f.quiesced, err = op.quiesce(ctx, o, mysql.QuiesceRequest{Mode: o.Lock, Reason: o.LockReason, Budget: op.MaxLock, Patience: patience,
 		BeforeLock: settle, Facts: o.facts},
 		func(ctx context.Context, at respaldo.Coordinates) error {
 			ledger.Point("locked")

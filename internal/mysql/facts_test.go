@@ -274,28 +274,3 @@ func TestSuperIsNotAskedForWithoutKeys(t *testing.T) {
 		t.Error("a key plugin is not seen")
 	}
 }
-
-func TestParallelReplicaOutOfOrderIsWarnedOf(t *testing.T) {
-	for _, c := range []struct {
-		flavor    respaldo.Flavor
-		variables string
-		warned    bool
-	}{
-		{respaldo.MySQL, "replica_parallel_workers=4 replica_preserve_commit_order=OFF gtid_mode=OFF", true},
-		{respaldo.MySQL, "slave_parallel_workers=2 gtid_mode=OFF", true},
-		{respaldo.MySQL, "replica_parallel_workers=1 replica_preserve_commit_order=OFF gtid_mode=OFF", false},
-		{respaldo.MySQL, "replica_parallel_workers=4 replica_preserve_commit_order=ON gtid_mode=OFF", false},
-		{respaldo.MySQL, "replica_parallel_workers=4 replica_preserve_commit_order=OFF gtid_mode=ON", false},
-		{respaldo.MariaDB, "slave_parallel_workers=4 slave_parallel_mode=optimistic", false},
-	} {
-		f := &Facts{Version: respaldo.Version{Flavor: c.flavor}, Variables: map[string]string{}, Replica: true}
-		for setting := range strings.FieldsSeq(c.variables) {
-			name, value, _ := strings.Cut(setting, "=")
-			f.Variables[name] = value
-		}
-		f.remark()
-		if warned := strings.Contains(strings.Join(f.Warnings, "\n"), "low-water mark"); warned != c.warned {
-			t.Errorf("%s %s: warned %t", c.flavor, c.variables, warned)
-		}
-	}
-}
