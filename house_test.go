@@ -38,6 +38,8 @@ var rules = []rule{
 		Because: "the middle packages never know each other; internal/backup brings them together"},
 	{From: "internal/target", Not: []string{module + "/internal/"},
 		Because: "it is what internal/repo and internal/transfer share, and knows neither"},
+	{From: "internal/disk", Not: []string{module},
+		Because: "it is what everybody writes files with, and knows nothing of what is in them"},
 	{From: "internal/", Not: []string{module + "/cmd", module + "/lab"},
 		Because: "a package does not know the program it is part of, nor its tests' lab"},
 	{From: "", Not: []string{"os/exec"}, Except: []string{"internal/run/", "lab/", "bench/"},

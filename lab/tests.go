@@ -28,7 +28,7 @@ const SoakEnv = "RESPALDO_SOAK"
 const soakDeadline = 8 * time.Hour
 
 // TestMemory is what the largest guests that run side by side have together, in MiB.
-const TestMemory = 2048 + 1536
+const TestMemory = 2048 + 2048
 
 // sideBySide is how many guests tests run at the same time: each has one CPU.
 var sideBySide = make(chan struct{}, 2)

@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -14,6 +12,7 @@ import (
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/backup"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 )
 
 func newStatusCmd(a *app) *cobra.Command {
@@ -128,8 +127,7 @@ func (a *app) updateMetrics(all []*backup.Status) {
 	}
 }
 
-// writeMetrics replaces the file at once. Its temporary name does not end in .prom, which
-// is what node_exporter reads.
+// writeMetrics replaces the file at once.
 func writeMetrics(path string, all []*backup.Status) error {
 	fail := func(err error) error {
 		return &respaldo.Error{Kind: respaldo.Failed, What: "cannot write the metrics to " + path, Hint: "name a file in a directory that exists, on a filesystem with room", Err: err}
@@ -141,16 +139,7 @@ func writeMetrics(path string, all []*backup.Status) error {
 	if err := backup.WriteMetrics(&text, all); err != nil {
 		return fail(err)
 	}
-	temp, err := os.CreateTemp(filepath.Dir(path), ".respaldo-*")
-	if err != nil {
-		return fail(err)
-	}
-	defer os.Remove(temp.Name()) // which is gone by then, if all went well
-	_, err = temp.Write(text.Bytes())
-	if err := errors.Join(err, temp.Chmod(0o644), temp.Sync(), temp.Close()); err != nil {
-		return fail(err)
-	}
-	if err := os.Rename(temp.Name(), path); err != nil {
+	if err := disk.Replace(path, text.Bytes(), 0o644); err != nil {
 		return fail(err)
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 	"github.com/respaldo-backup/respaldo/internal/host"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
@@ -298,7 +299,7 @@ func (s *Site) Undo(ctx context.Context, plan *Plan) (done Prepared, err error) 
 		if err := os.Remove(w.journalOf()); err != nil {
 			return done, err
 		}
-		return done, syncDir(w.StateDir)
+		return done, disk.Sync(w.StateDir)
 	}
 	if w.has(stepSwitch) && !w.has(stepStart) { // it was stopped, and its data is on the volume still
 		w.State = PrepareForward

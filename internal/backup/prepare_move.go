@@ -20,6 +20,7 @@ import (
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
 	"github.com/respaldo-backup/respaldo/internal/run"
+	"github.com/respaldo-backup/respaldo/internal/volume"
 )
 
 // How long a server may take to answer after its start, and how long there may be no
@@ -148,7 +149,7 @@ func (w *preparing) copy(ctx context.Context, from, to string) error {
 	if err != nil {
 		return err
 	}
-	if err := syncFilesystem(filepath.Dir(to)); err != nil {
+	if err := volume.Settle(filepath.Dir(to)); err != nil {
 		return err
 	}
 	ledger.Point("prepare.copied")
@@ -185,14 +186,6 @@ func (w *preparing) watchCopy(dir string, total int64) (stop func()) {
 		}
 	}()
 	return func() { close(quit); <-ended }
-}
-
-func syncFilesystem(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
 }
 
 // check is what stands between a server that answers and one of which it is said that it

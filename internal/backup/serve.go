@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
 )
@@ -149,7 +150,7 @@ func (op *operation) servedDir() string { return filepath.Join(op.RunDir, "serve
 
 // announce makes known that the server can be used.
 func (op *operation) announce(ctx context.Context, served *Served, account mysql.Account, noted *ledger.Held, request ServeRequest) error {
-	if err := writeSynced(served.Login, []byte(account.OptionFile(served.Socket)), 0o600); err != nil {
+	if err := disk.Create(served.Login, []byte(account.OptionFile(served.Socket)), 0o600); err != nil {
 		return err
 	}
 	if request.Socket != "" {

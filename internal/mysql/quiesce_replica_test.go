@@ -39,7 +39,7 @@ func TestReplicaImageIsAtItsUpstream(t *testing.T) {
 			defer func() { <-turns }()
 			p := startPair(t, c.pairSpec)
 			stop := p.load(t)
-			for mode := range strings.FieldsSeq("backup global") {
+			for mode := range strings.FieldsSeq("none backup global") {
 				if mode := respaldo.LockMode(mode); mode != respaldo.LockBackup || strings.HasPrefix(c.name, "mariadb") {
 					t.Run(string(mode), func(t *testing.T) {
 						testReplicaImage(t, p, mode, strings.Contains(c.paused, string(mode)))

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 	"github.com/respaldo-backup/respaldo/internal/target"
 )
 
@@ -315,7 +316,7 @@ func (p *part) finish(ctx context.Context, o *owners) error {
 	if err := dir.Sync(); err != nil {
 		return err
 	}
-	return syncPath(filepath.Dir(p.target))
+	return disk.Sync(filepath.Dir(p.target))
 }
 
 func (p *part) sync(name string) error {

@@ -163,7 +163,7 @@ func (p *Peer) answer(ctx context.Context, frames <-chan frame) error {
 	}
 }
 
-func checkHello(f frame) error {
+func checkHello(f frame) *respaldo.Error {
 	var other hello
 	if f.kind != frameHello || json.Unmarshal(f.content, &other) != nil {
 		return &respaldo.Error{Kind: respaldo.Failed, What: "the other side does not speak respaldo's protocol"}

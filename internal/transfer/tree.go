@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 	"github.com/respaldo-backup/respaldo/internal/target"
 )
 
@@ -252,7 +253,7 @@ func (t *tree) markIncomplete(name string) error {
 			return err
 		}
 	}
-	return errors.Join(syncIn(root, "."), syncPath(filepath.Dir(t.Targets[name])))
+	return errors.Join(syncIn(root, "."), disk.Sync(filepath.Dir(t.Targets[name])))
 }
 
 func (t *tree) close() {

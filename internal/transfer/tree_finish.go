@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/respaldo-backup/respaldo/internal/disk"
 	"github.com/respaldo-backup/respaldo/internal/target"
 )
 
@@ -100,7 +101,7 @@ func (t *tree) unmark(name string) error {
 	if err := root.Chtimes(".", before.ModTime(), before.ModTime()); err != nil {
 		return err
 	}
-	return errors.Join(syncIn(root, "."), syncPath(filepath.Dir(dir)))
+	return errors.Join(syncIn(root, "."), disk.Sync(filepath.Dir(dir)))
 }
 
 func syncIn(root *os.Root, name string) error {
@@ -111,12 +112,4 @@ func syncIn(root *os.Root, name string) error {
 		return err
 	}
 	return errors.Join(f.Sync(), f.Close())
-}
-
-func syncPath(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
