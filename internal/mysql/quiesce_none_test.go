@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +29,13 @@ func testNoLock(t *testing.T, b *box) {
 	if err != nil || mode != respaldo.LockNone {
 		t.Fatalf("auto is %s: %s, %v", mode, reason, err)
 	}
+	b.exec(t, "CREATE TABLE d.report (id INT PRIMARY KEY)", "INSERT INTO d.report VALUES (1)")
+	report := b.conn(t)
+	id, ended := b.id(t, report), make(chan struct{})
+	go func() {
+		report.ExecContext(context.Background(), "SELECT SLEEP(1000) FROM d.report")
+		close(ended)
+	}()
 	t.Run("commits go on", func(t *testing.T) { testCommitsGoOn(t, b, s, quiet(f, mode)) })
 	if strings.HasPrefix(b.name, "mysql") || b.name == "mariadb-10.5" { // those that watch DDL, or are near to it
 		t.Run("crossed", func(t *testing.T) { testCrossed(t, b, s, f) })
@@ -39,6 +48,42 @@ func testNoLock(t *testing.T, b *box) {
 		t.Run(name, func(t *testing.T) { test(t, b, s, quiet(f, mode)) })
 	}
 	t.Run("changed since", func(t *testing.T) { testChangedSince(t, b, s, f) })
+	t.Run("obstacles", func(t *testing.T) { testObstacles(t, b, s, quiet(coveredFacts(t, s), mode)) })
+	b.exec(t, fmt.Sprintf("KILL %d", id))
+	<-ended
+	b.exec(t, "DROP TABLE d.report")
+}
+
+// testObstacles has a report that runs for long by now, and somebody's LOCK TABLES: only
+// BACKUP STAGE cannot be had with the latter, and nobody waits for that.
+func testObstacles(t *testing.T, b *box, s *Server, req QuiesceRequest) {
+	waitFor(t, "the report to run for long", func() bool {
+		list, err := queryRows(context.Background(), b.root, lookStatement)
+		return err != nil || slices.ContainsFunc(list, func(p row) bool { return strings.HasPrefix(p["info"], "SELECT SLEEP") && p["time"] != "0" })
+	})
+	nothing := func(context.Context, respaldo.Coordinates) error { return nil }
+	if _, err := s.Quiesce(context.Background(), req, nothing); err != nil {
+		t.Error(explained(err))
+	}
+	c := b.conn(t)
+	if _, err := c.ExecContext(context.Background(), "LOCK TABLES d.other WRITE"); err != nil {
+		t.Fatal(err)
+	}
+	req.Budget = patience / 10
+	if req.Facts.wayWithoutLock() == byStageBlockDDL {
+		req.Budget = 300 * time.Millisecond
+	}
+	_, err := s.Quiesce(context.Background(), req, nothing)
+	if req.Facts.wayWithoutLock() != byStageBlockDDL {
+		if err != nil {
+			t.Error(explained(err))
+		}
+	} else {
+		mustBe(t, err, respaldo.LockTimeout, "300ms")
+	}
+	if _, err := c.ExecContext(context.Background(), "UNLOCK TABLES"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func count(t *testing.T, b *box, table string) (n int) {
