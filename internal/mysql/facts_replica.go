@@ -162,30 +162,30 @@ func (f *Facts) unsettled() (why string, helps bool) {
 	return "", true
 }
 
-// contends says why a lock and running appliers do not go together; "" if they do.
-func (f *Facts) contends(mode respaldo.LockMode) string {
+// contends says why a lock and running appliers do not go together, "" if they do; and
+// whether what the server says under that lock may not be exact because of it.
+func (f *Facts) contends(mode respaldo.LockMode) (why string, inexact bool) {
 	if mode == respaldo.LockNone || len(f.applying()) == 0 {
-		return ""
+		return "", false
 	}
 	for _, e := range f.Engines {
 		if !e.Transactional {
-			return fmt.Sprintf("what it applies to tables of %s (%s) and its position are not committed together", e.Engine, e.names())
+			return fmt.Sprintf("what it applies to tables of %s (%s) and its position are not committed together", e.Engine, e.names()), true
 		}
 	}
 	v := f.Version
 	switch {
+	case v.Flavor == respaldo.MySQL && !v.AtLeast(respaldo.MySQL, 5, 6, 23):
+		return "SHOW SLAVE STATUS may hang under FLUSH TABLES WITH READ LOCK while it applies (MySQL bug 70307)", true
 	case f.workers() == 0:
-		if v.Flavor == respaldo.MySQL && !v.AtLeast(respaldo.MySQL, 5, 6, 23) {
-			return "SHOW SLAVE STATUS may hang under FLUSH TABLES WITH READ LOCK while it applies (MySQL bug 70307)"
-		}
 	case v.Flavor == respaldo.MariaDB:
 		// MDEV-7818: FLUSH TABLES WITH READ LOCK deadlocked with workers that commit in order.
 		// MDEV-36025: to avoid that, they let go of what BACKUP STAGE BLOCK_COMMIT waits for.
-		return "its parallel workers may commit under a lock, or wait for each other because of it (MDEV-36025, MDEV-7818)"
+		return "its parallel workers may commit under a lock, or wait for each other because of it (MDEV-36025, MDEV-7818)", true
 	case f.commitsInOrder():
-		return "its parallel workers commit in order, and may wait for each other because of the lock (MySQL bug 87489)"
+		return "its parallel workers commit in order, and may wait for each other because of the lock until that is given up (MySQL bug 87489)", false
 	}
-	return ""
+	return "", false
 }
 
 // applying are the channels of a replica whose appliers run.
@@ -203,7 +203,8 @@ func (f *Facts) applying() (channels []string) {
 // wait for each other. "" if they may run on, or the server is no replica.
 func (f *Facts) pauseReason(mode respaldo.LockMode) string {
 	why, _ := f.unsettled()
-	return firstOf(why, f.contends(mode))
+	contends, _ := f.contends(mode)
+	return firstOf(why, contends)
 }
 
 // pausing tells that the appliers are to stand still around the snapshot: because there is a
@@ -250,7 +251,10 @@ func (f *Facts) inexactUpstream(mode respaldo.LockMode) string {
 	if why != "" && (!helps || mode == respaldo.LockNone) {
 		return why
 	}
-	return f.contends(mode)
+	if why, inexact := f.contends(mode); inexact {
+		return why
+	}
+	return ""
 }
 
 // judgeUpstream leaves in a replica's upstream, as it was told under the lock while the

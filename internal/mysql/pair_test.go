@@ -2,6 +2,7 @@ package mysql
 
 import (
 	"fmt"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -51,10 +52,14 @@ func startPair(t *testing.T, spec pairSpec) *pair {
 	var group sync.WaitGroup
 	for n := range boxes {
 		group.Go(func() {
-			boxes[n] = startBox(t, spec.name, func(_ *box, s *servers.Spec) {
+			boxes[n] = startBox(t, spec.name, func(b *box, s *servers.Spec) {
 				s.Args = append(s.Args, common(n+1)...)
 				if n == len(ports) {
-					s.Args = append(append(s.Args, "--relay-log=relay"), spec.replica...)
+					relay := "relay"
+					if spec.gtid { // they are of no use to an image then
+						relay = filepath.Join(b.mkdir(t, "relay"), relay)
+					}
+					s.Args = append(append(s.Args, "--relay-log="+relay), spec.replica...)
 					return
 				}
 				ports[n] = freePort(t)

@@ -179,11 +179,11 @@ func testApplierDoesNotStop(t *testing.T, p *pair) {
 	}
 	p.sources[0].exec(t, "UPDATE d1.t SET v = 3 WHERE id = 1")
 	waitFor(t, "the applier to wait", func() bool {
-		waiting, err := queryRows(ctx, p.replica.root, "SELECT trx_id FROM information_schema.INNODB_TRX WHERE trx_state = 'LOCK WAIT'")
+		waits, err := queryRows(ctx, p.replica.root, "SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'")
 		if err != nil {
 			t.Fatal(err)
 		}
-		return len(waiting) > 0
+		return waits[0]["value"] != "0"
 	})
 	s := newStandstill(p.server)
 	s.patience = 100 * time.Millisecond

@@ -49,17 +49,19 @@ func (s *Server) QuiesceReplica(ctx context.Context, req QuiesceRequest, note No
 		}
 	}()
 	if before := req.BeforeLock; pausing {
-		req.BeforeLock = func() (err error) {
-			pause := func() error { return p.begin(ctx, req.Patience+req.Budget+pauseMargin) }
-			if channels := req.Facts.applying(); len(channels) == 0 {
-				err = pause() // which sees that they stay as they are
-			} else {
-				err = note(channels, pause, p.resume)
+		req.BeforeLock = func() (err error) { // perhaps more than once
+			if !p.begun {
+				p.begun = true
+				err = p.noted(req.Facts.applying(), note, func() error { return p.begin(ctx, req.Patience+req.Budget+pauseMargin) })
 			}
 			if err == nil && before != nil {
 				err = before()
 			}
 			return err
+		}
+		req.released = func() error {
+			broken := p.unbroken(ctx)
+			return errors.Join(broken, p.resume(ctx))
 		}
 	}
 	var at []respaldo.Upstream
@@ -77,7 +79,7 @@ func (s *Server) QuiesceReplica(ctx context.Context, req QuiesceRequest, note No
 		return q, err
 	case pausing:
 		q.Coordinates.Upstream = p.at
-		return q, p.unbroken(ctx)
+		return q, nil
 	}
 	q.Coordinates.Upstream = req.Facts.judgeUpstream(req.Mode, at)
 	return q, nil
@@ -91,7 +93,8 @@ func (s *Server) QuiesceReplica(ctx context.Context, req QuiesceRequest, note No
 // packet. The end of our own session gives the lock up, whatever ended it.
 type standstill struct {
 	s        *Server
-	channels []string
+	begun    bool
+	channels []string // whose appliers were stopped
 	at       []respaldo.Upstream
 
 	lock     string
@@ -104,6 +107,15 @@ type standstill struct {
 
 func newStandstill(s *Server) *standstill {
 	return &standstill{s: s, guards: map[string]chan error{}, patience: stopPatience}
+}
+
+// noted has somebody note what is about to be stopped. Where nothing runs, begin only sees
+// that it stays so.
+func (p *standstill) noted(channels []string, note NotePause, begin func() error) error {
+	if len(channels) == 0 {
+		return begin()
+	}
+	return note(channels, begin, p.resume)
 }
 
 // begin stops the appliers that run, for no longer than limit. They finish what they are at,
