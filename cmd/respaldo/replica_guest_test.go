@@ -174,11 +174,11 @@ func TestReplica(t *testing.T) {
 			r.startLoad()
 			r.before = guest.Look(t)
 
-			r.becomesSource("auto") // which needs none
+			r.becomesSource("none")
 			if soak {
+				r.becomesSource("global")
 				r.server.Exec(t, "ALTER TABLE shop.notes ENGINE=MyISAM")
 				r.becomesSource("auto")
-				r.becomesSource("global")
 			}
 			r.diesWhilePaused()
 			if err := r.load.Stop(); err != nil {
