@@ -205,8 +205,14 @@ func TestChooseLock(t *testing.T) {
 		{safe(*mysql, func(f *Facts) { f.Variables["innodb_flush_method"] = "nosync" }), respaldo.LockNone, "", "innodb_flush_method is nosync"},
 		{safe(*mysql, func(f *Facts) { f.Variables["innodb_doublewrite"] = "DETECT_AND_RECOVER" }), respaldo.LockNone, respaldo.LockNone, ""},
 		{safe(*old, func(f *Facts) { f.Variables["innodb_doublewrite"] = "1" }), respaldo.LockNone, respaldo.LockNone, ""},
-		{safe(*mysql, func(f *Facts) { f.Replica, f.Appliers = true, []Applier{{Running: true}}; f.Variables["relay_log_info_repository"] = "FILE" }), respaldo.LockAuto, respaldo.LockGlobal, "relay_log_info_repository"},
-		{safe(*mysql, func(f *Facts) { f.Replica, f.Appliers, f.mayPause = true, []Applier{{Running: true}}, true; f.Variables["relay_log_info_repository"] = "FILE" }), respaldo.LockAuto, respaldo.LockNone, "no commit has to wait"},
+		{safe(*mysql, func(f *Facts) {
+			f.Replica, f.Appliers = true, []Applier{{Running: true}}
+			f.Variables["relay_log_info_repository"] = "FILE"
+		}), respaldo.LockAuto, respaldo.LockGlobal, "relay_log_info_repository"},
+		{safe(*mysql, func(f *Facts) {
+			f.Replica, f.Appliers, f.mayPause = true, []Applier{{Running: true}}, true
+			f.Variables["relay_log_info_repository"] = "FILE"
+		}), respaldo.LockAuto, respaldo.LockNone, "no commit has to wait"},
 	} {
 		mode, reason, err := ChooseLock(c.facts, c.asked)
 		if mode != c.want {
