@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,18 +20,18 @@ type replicated struct {
 	source *guest.Server
 	port   int
 	gtid   bool
+	mode   []string // the options of either for it
 	load   *guest.Load // of the source
 }
 
 func newReplicated(t *testing.T, kind, server string, gtid bool, args ...string) *replicated {
 	t.Helper()
 	r := &replicated{port: 3399, gtid: gtid}
-	var position []string
 	if strings.HasPrefix(server, "mysql") && !gtid {
-		position = []string{"--gtid-mode=OFF", "--enforce-gtid-consistency=OFF"}
+		r.mode = []string{"--gtid-mode=OFF", "--enforce-gtid-consistency=OFF"}
 	}
-	r.stand = newStand(t, kind, server, standOptions{args: append(append(args, "--server-id=2"), position...)})
-	r.source = guest.StartServer(t, guest.ServerSpec{Name: server, DataDir: filepath.Join(r.volume.Path, "source"), Port: r.port, Args: append(position, "--server-id=10")})
+	r.stand = newStand(t, kind, server, standOptions{args: append(append(args, "--server-id=2"), r.mode...)})
+	r.source = guest.StartServer(t, guest.ServerSpec{Name: server, DataDir: filepath.Join(r.volume.Path, "source"), Port: r.port, Args: append(slices.Clone(r.mode), "--server-id=10")})
 	r.source.Exec(t, "CREATE USER 'repl'@'127.0.0.1' IDENTIFIED BY 'secret'", "GRANT REPLICATION SLAVE ON *.* TO 'repl'@'127.0.0.1'")
 	r.server.Exec(t, "ALTER TABLE shop.notes ENGINE=InnoDB")
 	r.follows(r.server, r.where())
@@ -205,7 +206,7 @@ func (r *replicated) becomesSource(lock string) {
 		stop, start = "STOP REPLICA", "START REPLICA"
 	}
 	r.server.Exec(r.t, stop)
-	restored := r.restored(made.Backup.ID, "--server-id=3", "--skip-slave-start")
+	restored := r.restored(made.Backup.ID, append(slices.Clone(r.mode), "--server-id=3", "--skip-slave-start")...)
 	r.follows(restored, fmt.Sprintf("%s:%d", at[0].File, at[0].Position))
 	r.load.Moves(r.t, testLimit)
 	if err := r.load.Stop(); err != nil {
