@@ -20,7 +20,7 @@ type replicated struct {
 	source *guest.Server
 	port   int
 	gtid   bool
-	mode   []string // the options of either for it
+	mode   []string    // the options of either for it
 	load   *guest.Load // of the source
 }
 
@@ -196,7 +196,11 @@ func (r *replicated) becomesSource(lock string) {
 	made := r.backup("--lock", lock)
 	r.applies(r.server)
 	r.before.NothingLeft(r.t)
-	at := made.Backup.Manifest.Quiesced.Coordinates.Upstream
+	q := made.Backup.Manifest.Quiesced
+	if stood := strings.Contains(q.Reason, "stands still"); stood == r.gtid && lock == "none" {
+		r.t.Errorf("its applier stood still: %t (%s)", stood, q.Reason)
+	}
+	at := q.Coordinates.Upstream
 	if len(at) != 1 || at[0].Inexact != "" || at[0].File == "" && !r.gtid || !made.Backup.Manifest.Proof.OK {
 		r.t.Fatalf("--lock %s: no exact upstream: %+v", lock, made.Backup.Manifest.Quiesced)
 	}

@@ -153,6 +153,8 @@ func (op *operation) look(ctx context.Context) (*Outlook, error) {
 	o.Conditions = facts.Conditions()
 	if o.Lock, o.LockReason, err = mysql.ChooseLock(facts, op.Lock); err != nil {
 		o.refuse(err)
+	} else if still := facts.Standstill(o.Lock); still != "" {
+		o.LockReason += "; " + still
 	}
 	return o, nil
 }

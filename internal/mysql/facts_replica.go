@@ -217,6 +217,15 @@ func (f *Facts) pausing(mode respaldo.LockMode) bool {
 	return may && f.pauseReason(mode) != ""
 }
 
+// Standstill says, for people, that the appliers are stopped around a snapshot in this
+// mode, and why; "" if they are not.
+func (f *Facts) Standstill(mode respaldo.LockMode) string {
+	if len(f.applying()) == 0 || !f.pausing(mode) {
+		return ""
+	}
+	return "the replica's applier stands still for the instant: " + f.pauseReason(mode)
+}
+
 // pausable tells whether the appliers can be stopped for the instant of a
 // snapshot, and if not, why.
 func (f *Facts) pausable() (ok bool, why string) {
