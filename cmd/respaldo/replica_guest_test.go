@@ -233,10 +233,10 @@ func (r *replicated) diesWhilePaused() {
 		points = []string{"applier.intended", "applier.acquired", "locked", "snapshot.taken", "applier.released"}
 	}
 	for _, point := range points {
+		if r.gtid && strings.HasPrefix(point, "applier") { // nothing stands still there
+			continue
+		}
 		if o := r.run([]string{"RESPALDO_FAULT=kill:" + point}, "backup", "--lock", "global"); o.code != -1 {
-			if r.gtid { // nothing stands still
-				continue
-			}
 			r.t.Fatalf("respaldo was not killed: exit code %d\n%s%s", o.code, o.stdout, o.stderr)
 		}
 		r.applies(r.server) // before any cleanup: the server itself saw to it
