@@ -44,6 +44,8 @@ var rules = []rule{
 		Because: "a package does not know the program it is part of, nor its tests' lab"},
 	{From: "", Not: []string{"os/exec"}, Except: []string{"internal/run/", "lab/", "bench/"},
 		Because: "internal/run is the one door to external programs: one place to log, time, redact and fake"},
+	{From: "", Not: []string{"github.com/go-mysql-org/go-mysql"}, Except: []string{"internal/mysql/"},
+		Because: "what a binlog says, only internal/mysql knows"},
 	{From: "", Not: []string{"github.com/kopia/kopia"}, Except: []string{"internal/repo/"},
 		Because: "internal/repo is the only one who knows what the repository is made of"},
 }

@@ -44,7 +44,11 @@ Needs root, as a backup does: what is remembered is root's.`,
 			if cmd.Flags().Changed("max-age") && maxAge <= 0 {
 				return usageError("--max-age must be more than zero", "give a time, such as 26h")
 			}
-			all, err := a.status(cmd.Context(), maxAge)
+			c, err := a.config()
+			if err != nil {
+				return err
+			}
+			all, err := a.status(cmd.Context(), a.servers(c), maxAge)
 			if err != nil {
 				return err
 			}
@@ -64,16 +68,11 @@ Needs root, as a backup does: what is remembered is root's.`,
 	return cmd
 }
 
-// status looks at the server that --server names, or at all of them. maxAge, if given, is
-// for each.
-func (a *app) status(ctx context.Context, maxAge time.Duration) ([]*backup.Status, error) {
+// status looks at servers. maxAge, if given, is for each.
+func (a *app) status(ctx context.Context, names []string, maxAge time.Duration) ([]*backup.Status, error) {
 	c, err := a.config()
 	if err != nil {
 		return nil, err
-	}
-	names := c.Names()
-	if a.flags.server != "" {
-		names = []string{a.flags.server}
 	}
 	var all []*backup.Status
 	for _, name := range names {
@@ -104,10 +103,7 @@ func (a *app) metricsAfter(ctx context.Context) {
 	if err != nil || c.PrometheusFile == "" {
 		return
 	}
-	server := a.flags.server
-	a.flags.server = "" // the file has all of them
-	defer func() { a.flags.server = server }()
-	all, err := a.status(context.WithoutCancel(ctx), 0)
+	all, err := a.status(context.WithoutCancel(ctx), c.Names(), 0) // whichever was backed up
 	if err != nil {
 		a.progress().Warn("the metrics are not up to date: " + err.Error())
 		return

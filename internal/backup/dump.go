@@ -150,13 +150,13 @@ func (op *operation) dumpImage(ctx context.Context, img openedImage, job *dumpJo
 		if err != nil {
 			return contextCause(ctx, err)
 		}
+		defer op.dismiss(ctx, instance)
 		op.Report.Step("started", "a private server on "+img.What)
 		if err := op.headFor(ctx, instance, job); err != nil {
-			return joinErrors(err, op.dismiss(ctx, instance))
+			return err
 		}
 		ledger.Point("dump.write")
-		err = target.write(ctx, instance, job)
-		return joinErrors(err, op.dismiss(ctx, instance))
+		return target.write(ctx, instance, job)
 	})
 }
 

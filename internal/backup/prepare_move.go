@@ -109,7 +109,7 @@ func (w *preparing) copyAll(ctx context.Context) error {
 		return err
 	}
 	if !mounted {
-		return &respaldo.Error{Kind: respaldo.Failed, What: w.Volume.Node() + " is not mounted at " + w.Mount.Dir}
+		return &respaldo.Error{Kind: respaldo.Failed, What: w.Volume.Node() + " is not mounted at " + w.Mount.Dir, Hint: "mount " + w.Mount.Dir + ", then call respaldo prepare again"}
 	}
 	for _, m := range w.Moves {
 		if to, err := os.Readlink(m.Dir); err == nil && to == m.To {
@@ -224,7 +224,8 @@ func (w *preparing) sameTables(ctx context.Context, db *sql.DB) error {
 	}
 	for _, table := range w.Tables {
 		if _, found := slices.BinarySearch(have, table); !found {
-			return &respaldo.Error{Kind: respaldo.NotProved, What: "the table " + table + " is not there any more"}
+			return &respaldo.Error{Kind: respaldo.NotProved, What: "the table " + table + " is not there any more",
+				Hint: "see the server's error log"}
 		}
 	}
 	return nil
@@ -237,7 +238,7 @@ func readSome(ctx context.Context, db *sql.DB, tables []string) error {
 		schema, name, _ := strings.Cut(table, ".")
 		err := db.QueryRowContext(ctx, fmt.Sprintf("SELECT 1 FROM %s.%s LIMIT 1", quoteName(schema), quoteName(name))).Scan(&one)
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {
-			return &respaldo.Error{Kind: respaldo.NotProved, What: "the table " + table + " cannot be read", Err: err}
+			return &respaldo.Error{Kind: respaldo.NotProved, What: "the table " + table + " cannot be read", Hint: "see the server's error log", Err: err}
 		}
 	}
 	return nil

@@ -108,17 +108,17 @@ func (op *operation) serve(ctx context.Context, img openedImage, request ServeRe
 		if err != nil {
 			return contextCause(ctx, err)
 		}
+		defer op.dismiss(ctx, instance)
 		served := Served{Name: sideName(op.scope), Server: op.Server, Image: img.Name, Taken: img.Manifest.Taken, At: img.Manifest.Quiesced.Coordinates,
 			Version: img.Manifest.Version, Bind: request.Bind, Port: request.Port, Socket: instance.Socket(), Login: filepath.Join(op.servedDir(), "root.cnf"),
 			Writable: request.Writable, Since: time.Now(), PID: os.Getpid()}
 		if request.TTL > 0 {
 			served.Until = served.Since.Add(request.TTL)
 		}
-		err = op.announce(ctx, &served, account, noted, request)
-		if err == nil {
-			err = op.attend(ctx, instance, request.TTL)
+		if err := op.announce(ctx, &served, account, noted, request); err != nil {
+			return err
 		}
-		return joinErrors(err, op.dismiss(ctx, instance))
+		return op.attend(ctx, instance, request.TTL)
 	})
 	return joinErrors(err, noted.Released())
 }
@@ -215,7 +215,7 @@ const dismissFor = 20 * time.Second
 
 // dismiss ends the server. How it ends says nothing: its files are thrown away. One whose
 // snapshot is about to overflow is killed, so that it writes no more.
-func (op *operation) dismiss(ctx context.Context, instance *mysql.Instance) error {
+func (op *operation) dismiss(ctx context.Context, instance *mysql.Instance) {
 	ledger.Point("serve.stopping")
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), dismissFor)
 	defer cancel()
@@ -223,5 +223,4 @@ func (op *operation) dismiss(ctx context.Context, instance *mysql.Instance) erro
 		cancel()
 	}
 	instance.Stop(ending)
-	return nil
 }

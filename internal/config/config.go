@@ -172,7 +172,7 @@ const DefaultServer = "main"
 
 func defaults() Config {
 	c := Config{
-		StateDir:   "/var/lib/respaldo",
+		StateDir:   "/var/lib/respaldo", // /run does not survive a power cut, whose leftovers would be forgotten
 		RunDir:     "/run/respaldo",
 		CacheDir:   "/var/cache/respaldo",
 		Thresholds: Thresholds{PoolData: 0.85, PoolMetadata: 0.80, Warn: 0.75},

@@ -86,6 +86,13 @@ func (s *Server) Facts(ctx context.Context) (*Facts, error) {
 		return nil, s.explain(err, "reading the server's variables")
 	}
 	f := &Facts{Version: s.version, Variables: readVariables(vars), account: s.account}
+	if f.Variables["gtid_executed"] != "" { // SHOW cuts values at 1024 characters
+		full, err := queryRows(ctx, s.db, "SELECT @@GLOBAL.gtid_executed AS gtid")
+		if err != nil {
+			return nil, s.explain(err, "reading the server's GTIDs")
+		}
+		f.Variables["gtid_executed"] = oneLine(full[0]["gtid"])
+	}
 	f.Vendor = vendorOf(s.version, s.comment)
 	if f.Process, err = s.findProcess(ctx, f.Variables); err != nil {
 		return nil, err

@@ -278,7 +278,7 @@ func (l *lock) run(ctx context.Context, q *respaldo.Quiesced, dog *watchdog, fn 
 // wait until the time given for a moment without.
 func (l *lock) unlocked(ctx context.Context, q *respaldo.Quiesced, until time.Time, run func() error) error {
 	q.FromImage = true
-	w := &watch{s: l.s, q: l.conn, f: l.facts, ddl: len(l.take) == 0}
+	w := &watch{s: l.s, q: l.conn, f: l.facts, ddl: len(l.take) == 0, own: l.s.version.Flavor == respaldo.MariaDB}
 	if err := w.begin(ctx, until); err != nil {
 		return l.s.explain(err, "looking for what might cross the snapshot")
 	}

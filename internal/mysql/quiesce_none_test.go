@@ -150,7 +150,7 @@ func mustBeCrossed(t *testing.T, err error, words ...string) {
 // across has statements between the two looks of a watch.
 func across(t *testing.T, s *Server, f *Facts, ddl bool, c *sql.Conn, statements ...string) error {
 	t.Helper()
-	w := &watch{s: s, q: s.db, f: f, ddl: ddl}
+	w := &watch{s: s, q: s.db, f: f, ddl: ddl, own: !ddl && s.version.Flavor == respaldo.MariaDB}
 	if err := w.begin(context.Background(), time.Now().Add(patience)); err != nil {
 		t.Fatal(explained(err))
 	}
@@ -216,6 +216,20 @@ func testCrossed(t *testing.T, b *box, s *Server, f *Facts) {
 	if b.name == "mysql-5.6" { // its own tables are files that know no transactions
 		mustBeCrossed(t, across(t, s, f, true, c, "SET PASSWORD FOR 'root'@'localhost' = ''"), "user.MY")
 		mustBeCrossed(t, across(t, s, f, true, c, "INSERT INTO mysql.time_zone_leap_second VALUES (1, 1)"), "time_zone_leap_second.MYD")
+	}
+	if s.version.Flavor == respaldo.MariaDB { // what BACKUP STAGE BLOCK_DDL lets through
+		for _, statement := range []string{
+			"CREATE USER 'u'@'localhost'", "GRANT SELECT ON d.* TO 'u'@'localhost'", "REVOKE SELECT ON d.* FROM 'u'@'localhost'", "SET PASSWORD FOR 'u'@'localhost' = PASSWORD('x')",
+			"RENAME USER 'u'@'localhost' TO 'v'@'localhost'", "DROP USER 'v'@'localhost'", "CREATE ROLE r", "DROP ROLE r", "ANALYZE TABLE d.t PERSISTENT FOR ALL",
+			"CREATE SERVER s FOREIGN DATA WRAPPER mysql OPTIONS (HOST 'h')", "DROP SERVER s", "INSERT INTO mysql.db (Host, Db, User) VALUES ('h', 'd', 'u')", "DELETE FROM mysql.db WHERE Host = 'h'",
+		} {
+			if err := across(t, s, f, false, c, statement); !errors.Is(err, ErrCrossed) {
+				t.Errorf("%s goes unnoticed: %v", statement, err)
+			}
+		}
+		if err := across(t, s, f, false, c, "INSERT INTO d.t (v) VALUES (1)", "SELECT 1", "SET @a = 1", "CREATE TEMPORARY TABLE d.scratch AS SELECT * FROM d.t", "DROP TEMPORARY TABLE d.scratch"); err != nil {
+			t.Errorf("nothing crossed: %v", err)
+		}
 	}
 }
 
@@ -376,26 +390,33 @@ func testNoLockAccount(t *testing.T, b *box) {
 // TestMustNotCross has what processlists show.
 func TestMustNotCross(t *testing.T) {
 	for statement, want := range map[string][2]bool{ // while DDL is kept out, while it is not
-		"":                                     {false, false},
-		"SELECT * FROM create_table":           {false, false},
-		"/* app */ (SELECT 1)":                 {false, false},
-		"SET NAMES utf8mb4":                    {false, false},
-		"call p()":                             {false, false},
-		"SET  PASSWORD = 'x'":                  {true, true},
-		"ALTER TABLE t ADD a INT":              {false, true},
-		"/*!50003 CREATE TRIGGER t":            {false, true},
-		"-- a comment\nDROP TABLE t":           {false, true},
-		"/* " + strings.Repeat("long ", 20):    {false, true}, // cut: it may be anything
-		"GRANT ALL ON *.* TO bob":              {false, true},
-		"RESET MASTER":                         {true, true},
-		"xa prepare 'x'":                       {true, true},
-		"XA START 'x'":                         {false, false},
-		"SHUTDOWN":                             {false, true},
-		"INSTALL PLUGIN x SONAME 'x'":          {false, true},
-		"LOAD DATA INFILE 'x' INTO TABLE t":    {false, false},
-		"FLUSH TABLES":                         {false, false},
-		"some statement of a version to come":  {false, true},
-		"selection of a word that only begins": {false, true},
+		"":                                      {false, false},
+		"SELECT * FROM create_table":            {false, false},
+		"/* app */ (SELECT 1)":                  {false, false},
+		"SET NAMES utf8mb4":                     {false, false},
+		"call p()":                              {false, false},
+		"SET  PASSWORD = 'x'":                   {true, true},
+		"ALTER TABLE t ADD a INT":               {false, true},
+		"/*!50003 CREATE TRIGGER t":             {false, true},
+		"-- a comment\nDROP TABLE t":            {false, true},
+		"-- a report\n# of two\nSELECT 1":       {false, false},
+		"-- a report that is cut off":           {false, true},
+		"/*!50000 CREATE TABLE t */ SELECT 1":   {false, true},
+		"/* a */ /*M! DROP TABLE t */ SELECT 1": {false, true},
+		"/*!50000 RESET MASTER */":              {true, true},
+		"/** a *//* b */ SELECT 1":              {false, false},
+		"SET STATEMENT lock_wait_timeout=60 FOR ALTER TABLE t": {false, true},
+		"/* " + strings.Repeat("long ", 20):                    {false, true}, // cut: it may be anything
+		"GRANT ALL ON *.* TO bob":                              {false, true},
+		"RESET MASTER":                                         {true, true},
+		"xa prepare 'x'":                                       {true, true},
+		"XA START 'x'":                                         {false, false},
+		"SHUTDOWN":                                             {false, true},
+		"INSTALL PLUGIN x SONAME 'x'":                          {false, true},
+		"LOAD DATA INFILE 'x' INTO TABLE t":                    {false, false},
+		"FLUSH TABLES":                                         {false, false},
+		"some statement of a version to come":                  {false, true},
+		"selection of a word that only begins":                 {false, true},
 	} {
 		if got := [2]bool{mustNotCross(statement, false), mustNotCross(statement, true)}; got != want {
 			t.Errorf("%q must not cross: %t, want %t", statement, got, want)

@@ -214,14 +214,3 @@ func (p *pair) ofSource(n int, set string) (count int) {
 	}
 	return count
 }
-
-// stopInstance's scratch must have a short path.
-func shortDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "ups")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}

@@ -174,7 +174,18 @@ func mustBe(t *testing.T, err error, kind respaldo.Kind, words ...string) {
 	}
 }
 
-// waitFor polls a condition of a server until it holds.
+// shortDir is a directory whose path leaves room for a socket's name, unlike t.TempDir's.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "rsp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// waitFor polls a condition of a server or another process until it holds.
 func waitFor(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
