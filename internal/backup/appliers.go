@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"strconv"
 
 	"github.com/respaldo-backup/respaldo"
@@ -19,15 +20,20 @@ const kindApplier ledger.Kind = "applier"
 // and stays noted for the next one.
 func (op *operation) quiesce(ctx context.Context, o *Outlook, request mysql.QuiesceRequest, fn func(context.Context, respaldo.Coordinates) error) (respaldo.Quiesced, error) {
 	var held *ledger.Held
-	note := func(channels []string, pause func() error, resume func(context.Context) error) error {
-		list, err := json.Marshal(channels)
+	note := func(p mysql.Pause, stop func() error, resume func(context.Context) error) error {
+		if held != nil { // it is not the first time: they ran again meanwhile
+			if err := held.Release(ctx); err != nil {
+				return err
+			}
+		}
+		what, err := json.Marshal(p)
 		if err != nil {
 			return err
 		}
 		server := o.facts.Process
-		held, err = op.ledger.Acquire(ctx, kindApplier, map[string]string{"channels": string(list),
+		held, err = op.ledger.Acquire(ctx, kindApplier, map[string]string{"pause": string(what),
 			"server_pid": strconv.Itoa(server.PID), "server_started": strconv.FormatUint(server.Started, 10)},
-			func(*ledger.Held) error { return pause() }, resume)
+			func(*ledger.Held) error { return stop() }, resume)
 		return err
 	}
 	q, err := o.server.QuiesceReplica(ctx, request, note, fn)
@@ -38,7 +44,8 @@ func (op *operation) quiesce(ctx context.Context, o *Outlook, request mysql.Quie
 }
 
 // resumeAppliers starts the appliers that a dead operation had stopped, if its server's own
-// guard has not. A server that was started since has started them itself, or was told not to.
+// guard has not. A server that was started since has started them itself, or was told not to;
+// and what was started since, and stands still now, somebody else has stopped.
 func (op *operation) resumeAppliers(ctx context.Context, entries []ledger.Entry, swept *Swept) error {
 	for _, e := range entries {
 		if e.Kind != kindApplier {
@@ -49,21 +56,25 @@ func (op *operation) resumeAppliers(ctx context.Context, entries []ledger.Entry,
 		if !(mysql.Process{PID: pid, Started: started}).Alive() {
 			continue
 		}
-		var channels []string
-		if err := json.Unmarshal([]byte(e.Attrs["channels"]), &channels); err != nil {
+		var pause mysql.Pause
+		if err := json.Unmarshal([]byte(e.Attrs["pause"]), &pause); err != nil {
 			return err
 		}
 		server, err := mysql.Connect(ctx, op.MySQL, op.Log)
 		if err != nil {
 			return err
 		}
-		resumed, err := server.ResumeAppliers(ctx, channels)
+		resumed, left, err := server.ResumeAppliers(ctx, pause)
 		server.Close()
 		if err != nil {
 			return err
 		}
 		for _, channel := range resumed {
 			swept.removed("stop of the applier", cmp.Or(channel, "(unnamed)"))
+		}
+		for _, channel := range left {
+			op.Report.Warn(fmt.Sprintf("the replica's applier %s stands still, and was started since an operation that ended abruptly had stopped it: it is left to who has stopped it again",
+				cmp.Or(channel, "(unnamed)")))
 		}
 	}
 	return nil

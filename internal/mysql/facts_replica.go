@@ -23,6 +23,9 @@ type Applier struct {
 	Until bool
 }
 
+// longStop is how many seconds the server must wait for a STOP at least; the default is a year.
+const longStop = 86400
+
 // replication looks at how a replica applies and where it keeps its position.
 func (s *Server) replication(ctx context.Context, f *Facts) error {
 	channels, err := queryRows(ctx, s.db, replicaStatusStatement(s.version))
@@ -234,20 +237,35 @@ func (f *Facts) pausable() (ok bool, why string) {
 			return false, "it was started with UNTIL, which starting it again would forget"
 		}
 	}
+	if seconds := numberOf(f.Variables, "rpl_stop_replica_timeout", "rpl_stop_slave_timeout"); seconds > 0 && seconds < longStop {
+		// The server then gives the STOP up, and stops the applier later all the same.
+		return false, fmt.Sprintf("a STOP may be left half-done after %d s, and the applier stopped for good (rpl_stop_replica_timeout, rpl_stop_slave_timeout)", seconds)
+	}
 	if !f.mayPause {
 		return false, "the account may not stop and start it: " + PauseGrant(f.Version)
 	}
 	return true, ""
 }
 
-// replicaNeedsLock says why an unlocked image of a running replica would be inexact; ""
-// if it would be exact, or is made so by stopping the appliers for the instant.
-func replicaNeedsLock(f *Facts) string {
+// positionWithoutLock fails where a running replica's position would be exact under a lock
+// only, and its applier may not be stopped instead.
+func (f *Facts) positionWithoutLock() Condition {
+	c := Condition{What: "replica's position needs no lock", OK: true}
 	why, helps := f.unsettled()
-	if may, _ := f.pausable(); why == "" || may || !helps {
-		return ""
+	may, _ := f.pausable()
+	switch {
+	case len(f.applying()) == 0:
+		c.Why = "its applier does not run"
+	case why == "":
+		c.Why = "it is recovered with the data"
+	case may:
+		c.Why = "the applier stands still for the instant"
+	case helps:
+		c.OK, c.Why = false, "the server is a replica: "+why
+	default:
+		c.Why = "it is not exact under any: " + why
 	}
-	return "the server is a replica: " + why
+	return c
 }
 
 // inexactUpstream says why a replica's position would not be exact although the lightest

@@ -70,8 +70,8 @@ func TestReplicaIsJudgedByWhereItsPositionIs(t *testing.T) {
 					t.Errorf("%s is inexact although the applier may be stopped: %s", mode, why)
 				}
 			}
-			if why := replicaNeedsLock(f); why != "" {
-				t.Errorf("it needs a lock although the applier may be stopped: %s", why)
+			if c := f.positionWithoutLock(); !c.OK {
+				t.Errorf("it needs a lock although the applier may be stopped: %s", c.Why)
 			}
 			f.mayPause = false
 			for _, mode := range modes {
@@ -82,9 +82,37 @@ func TestReplicaIsJudgedByWhereItsPositionIs(t *testing.T) {
 					inexact = append(inexact, mode)
 				}
 			}
-			if !slices.Equal(paused, c.paused) || !slices.Equal(inexact, c.inexact) || (replicaNeedsLock(f) != "") != c.needsLock {
-				t.Errorf("paused in %v, want %v; without the privilege inexact in %v, want %v, needs a lock: %q", paused, c.paused, inexact, c.inexact, replicaNeedsLock(f))
+			if !slices.Equal(paused, c.paused) || !slices.Equal(inexact, c.inexact) || f.positionWithoutLock().OK == c.needsLock {
+				t.Errorf("paused in %v, want %v; without the privilege inexact in %v, want %v, needs no lock: %+v", paused, c.paused, inexact, c.inexact, f.positionWithoutLock())
 			}
 		})
+	}
+}
+
+// An applier is not stopped where it might stay so.
+func TestWhichAppliersAreNotStopped(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		applier   Applier
+		variables map[string]string
+		may       bool
+		want      string // "" if it is stopped
+	}{
+		{"all is well", Applier{Running: true}, map[string]string{"rpl_stop_replica_timeout": "31536000"}, true, ""},
+		{"a MariaDB server has no such limit", Applier{Running: true}, nil, true, ""},
+		{"UNTIL", Applier{Running: true, Until: true}, nil, true, "UNTIL"},
+		{"STOP gives up", Applier{Running: true}, map[string]string{"rpl_stop_slave_timeout": "30"}, true, "30 s"},
+		{"no privilege", Applier{Running: true}, nil, false, "may not stop"},
+	} {
+		f := &Facts{Version: version(t, "5.7.44"), Variables: map[string]string{"relay_log_info_repository": "FILE"}, Replica: true, Appliers: []Applier{c.applier}, mayPause: c.may}
+		for name, value := range c.variables {
+			f.Variables[name] = value
+		}
+		if ok, why := f.pausable(); ok != (c.want == "") || !strings.Contains(why, c.want) {
+			t.Errorf("%s: stopped: %t (%s)", c.name, ok, why)
+		}
+		if c.want != "" && f.pausing(respaldo.LockGlobal) {
+			t.Errorf("%s: it is stopped", c.name)
+		}
 	}
 }

@@ -36,6 +36,9 @@ type QuiesceRequest struct {
 	// see before the lock and after it.
 	Probe *StallProbe
 	Facts *Facts // of this server; one that was restarted since is refused
+	// unready, if set, is called when the lock cannot be asked for after all, BeforeLock having
+	// been called: it is called again later.
+	unready func() error
 	// released, if set, is called as soon as the lock is gone; its error is that of the attempt.
 	released func() error
 }
@@ -68,7 +71,7 @@ func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx co
 	if err := req.Probe.lead(ctx); err != nil {
 		return q, err
 	}
-	calm := calmWait{l: l, patience: patience, waiting: req.Waiting, kill: req.KillBlockers, began: time.Now()}
+	calm := calmWait{l: l, patience: patience, waiting: req.Waiting, kill: req.KillBlockers, unready: req.unready, began: time.Now()}
 	if err := calm.then(ctx, req.BeforeLock); err != nil {
 		return q, err
 	}

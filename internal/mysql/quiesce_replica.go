@@ -1,13 +1,18 @@
 package mysql
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net"
+	"regexp"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	driver "github.com/go-sql-driver/mysql"
@@ -26,9 +31,17 @@ const resumePatience = 15 * time.Second
 // waiting for the lock and holding it. When all that is used up, the server starts them itself.
 const pauseMargin = 5 * time.Second
 
-// NotePause is told that the appliers of these channels are about to be stopped: it calls
-// pause, and remembers resume, which may be called more than once.
-type NotePause func(channels []string, pause func() error, resume func(context.Context) error) error
+// Pause is what a later run needs in order to start again what this one has stopped.
+type Pause struct {
+	Channels []string `json:"channels"`
+	// Starts is how often anything of replication had been started on the server before.
+	Starts int64 `json:"starts"`
+}
+
+// NotePause is told what is about to be stopped: it writes that down, calls stop, and remembers
+// resume, which may be called more than once. When it is called again, what it was told
+// before runs again.
+type NotePause func(p Pause, stop func() error, resume func(context.Context) error) error
 
 // QuiesceReplica is Quiesce for a server that may be a replica. Its appliers stand still
 // around fn where its position in its source's binlog would not be exact otherwise, or they
@@ -49,16 +62,14 @@ func (s *Server) QuiesceReplica(ctx context.Context, req QuiesceRequest, note No
 		}
 	}()
 	if before := req.BeforeLock; pausing {
-		req.BeforeLock = func() (err error) { // perhaps more than once
-			if !p.begun {
-				p.begun = true
-				err = p.noted(req.Facts.applying(), note, func() error { return p.begin(ctx, req.Patience+req.Budget+pauseMargin) })
+		req.BeforeLock = func() error {
+			if err := p.begin(ctx, req.Patience+req.Budget+pauseMargin, note); err != nil || before == nil {
+				return err
 			}
-			if err == nil && before != nil {
-				err = before()
-			}
-			return err
+			return before()
 		}
+		// A long statement has begun meanwhile: nothing stands still while that is waited for.
+		req.unready = func() error { return p.resume(ctx) }
 		req.released = func() error {
 			broken := p.unbroken(ctx)
 			return errors.Join(broken, p.resume(ctx))
@@ -85,57 +96,59 @@ func (s *Server) QuiesceReplica(ctx context.Context, req QuiesceRequest, note No
 	return q, nil
 }
 
-// standstill is a replica whose appliers stand still, until resume. Should we die before, or the
-// time given be up, the server starts them by itself.
+// standstill is a replica whose appliers stand still, from begin until resume. Should we die
+// before, or the time given be up, the server starts them by itself.
 //
-// That is the doing of guards: for each applier a session that waits for a user lock of
-// ours (GET_LOCK), and has the statement that starts the applier behind it, in the same
-// packet. The end of our own session gives the lock up, whatever ended it.
+// That is the doing of guards: for each applier a session with its statements in one packet, so
+// that the server has them all or none: the STOP, a wait for a user lock of ours (GET_LOCK),
+// the START. The end of our own session gives that lock up, whatever ended it.
+// The STOP is among them because it may take long, and a server may drop a session that
+// waits for a lock when its client is gone, but not one that stops an applier.
 type standstill struct {
 	s        *Server
-	begun    bool
 	channels []string // whose appliers were stopped
 	at       []respaldo.Upstream
 
-	lock     string
-	holder   *sql.Conn // holds the lock, and stops the appliers
-	raw      net.Conn
-	guards   map[string]chan error // by channel
-	patience time.Duration         // for a STOP
+	raw      net.Conn // of the session that holds the lock
+	guards   map[string]*guard
+	patience time.Duration // for a STOP
 	closers  []func()
 }
 
+// guard is the session that stops and starts one applier. Its channels get one value each.
+type guard struct {
+	stopped chan error
+	ended   chan error
+}
+
 func newStandstill(s *Server) *standstill {
-	return &standstill{s: s, guards: map[string]chan error{}, patience: stopPatience}
+	return &standstill{s: s, guards: map[string]*guard{}, patience: stopPatience}
 }
 
-// noted has somebody note what is about to be stopped. Where nothing runs, begin only sees
-// that it stays so.
-func (p *standstill) noted(channels []string, note NotePause, begin func() error) error {
-	if len(channels) == 0 {
-		return begin()
-	}
-	return note(channels, begin, p.resume)
-}
-
-// begin stops the appliers that run, for no longer than limit. They finish what they are at,
-// so that every transaction is applied as a whole and their position is that of the data. An
-// applier that does not stop in time is a LockTimeout. resume must follow in any case.
-func (p *standstill) begin(ctx context.Context, limit time.Duration) error {
+// begin stops the appliers that run, for no longer than limit, having had that noted. They
+// finish what they are at, so that every transaction is applied as a whole and their position
+// is that of the data. An applier that does not stop in time is a LockTimeout. resume must
+// follow in any case, and begin may after it.
+func (p *standstill) begin(ctx context.Context, limit time.Duration, note NotePause) error {
 	channels, err := queryRows(ctx, p.s.db, replicaStatusStatement(p.s.version))
 	if err != nil {
 		return p.s.explain(err, "reading the replica's status")
 	}
+	var pause Pause
 	for _, a := range appliersOf(channels) {
+		if a.Running && a.Until {
+			return &respaldo.Error{Kind: respaldo.LockTimeout, What: "somebody started the replica's applier" + ofChannel(a.Channel) + " with UNTIL since it was looked at", Hint: "run again"}
+		}
 		if a.Running {
-			p.channels = append(p.channels, a.Channel)
+			pause.Channels = append(pause.Channels, a.Channel)
 		}
 	}
-	if len(p.channels) > 0 {
-		if err := p.guard(ctx, limit); err != nil {
+	if len(pause.Channels) > 0 {
+		if pause.Starts, err = p.s.countStarts(ctx); err != nil {
 			return p.s.explain(err, "preparing to stop the replica's applier")
 		}
-		if err := p.stop(ctx); err != nil {
+		p.channels = pause.Channels
+		if err := note(pause, func() error { return p.stop(ctx, limit) }, p.resume); err != nil {
 			return err
 		}
 	}
@@ -143,59 +156,100 @@ func (p *standstill) begin(ctx context.Context, limit time.Duration) error {
 	return err
 }
 
-// guard opens the sessions that start the appliers again, before anything is stopped.
-func (p *standstill) guard(ctx context.Context, limit time.Duration) (err error) {
-	var id uint64
-	if p.holder, p.raw, err = p.open(ctx, &id); err != nil {
-		return err
+// stop stops the appliers. A STOP that has begun cannot be taken back, nor ended by KILL: when
+// we wait for it no longer, the server starts the applier as soon as it is done.
+func (p *standstill) stop(ctx context.Context, limit time.Duration) error {
+	if err := p.guard(ctx, limit); err != nil {
+		return p.s.explain(err, "preparing to stop the replica's applier")
 	}
-	p.lock = fmt.Sprintf("respaldo-%d", id)
-	seconds := int(math.Ceil(limit.Seconds()))
-	for _, statement := range []string{
-		fmt.Sprintf("DO GET_LOCK('%s', 0)", p.lock),
-		fmt.Sprintf("SET SESSION wait_timeout = %d", seconds+1), // it is idle meanwhile
-	} {
-		if _, err := p.holder.ExecContext(ctx, statement); err != nil {
-			return err
-		}
-	}
-	for _, channel := range p.channels {
-		session, _, err := p.open(ctx, &id)
-		if err != nil {
-			return err
-		}
-		// The first statement's result tells that the server has the others, too.
-		rows, err := session.QueryContext(context.WithoutCancel(ctx), fmt.Sprintf("SELECT 1; DO GET_LOCK('%[1]s', %d); %s; DO RELEASE_LOCK('%[1]s')",
-			p.lock, seconds, applierStatement(p.s.version, "START", channel)))
-		if err != nil {
-			return err
-		}
-		for rows.Next() {
-		}
-		done := make(chan error, 1)
-		p.guards[channel] = done
-		go func() {
-			for rows.NextResultSet() {
+	timer := time.NewTimer(p.patience)
+	defer timer.Stop()
+	for _, g := range p.guards {
+		select {
+		case err := <-g.stopped:
+			if number := errorNumber(err); number == errPrivilegeNeeded || number == errAccessDenied { // 5.6 and 5.7 say the latter
+				return &respaldo.Error{Kind: respaldo.Refused, What: "the account may not stop the replica's applier for the instant of the snapshot",
+					Hint: p.s.asUs(PauseGrant(p.s.version)), Err: err}
 			}
-			done <- errors.Join(rows.Err(), rows.Close())
-		}()
+			if err != nil {
+				return p.s.explain(err, "stopping the replica's applier")
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-timer.C:
+			return &respaldo.Error{Kind: respaldo.LockTimeout, What: fmt.Sprintf("the replica's applier did not stop within %s; it goes on by itself as soon as it has", p.patience),
+				Hint: "SHOW PROCESSLIST shows what it is at (user \"system user\"); run again when that has ended"}
+		}
 	}
 	return nil
 }
 
+// guard opens all sessions, and only then has anything stopped.
+func (p *standstill) guard(ctx context.Context, limit time.Duration) error {
+	holder, raw, err := p.open(ctx)
+	if err != nil {
+		return err
+	}
+	p.raw = raw
+	var id uint64
+	if err := holder.QueryRowContext(ctx, "SELECT CONNECTION_ID()").Scan(&id); err != nil {
+		return err
+	}
+	lock, seconds := fmt.Sprintf("respaldo-%d", id), int(math.Ceil(limit.Seconds()))
+	for _, statement := range []string{
+		fmt.Sprintf("DO GET_LOCK('%s', 0)", lock),
+		fmt.Sprintf("SET SESSION wait_timeout = %d", seconds+1), // it is idle meanwhile
+	} {
+		if _, err := holder.ExecContext(ctx, statement); err != nil {
+			return err
+		}
+	}
+	sessions := map[string]*sql.Conn{}
+	for _, channel := range p.channels {
+		if sessions[channel], _, err = p.open(ctx); err != nil {
+			return err
+		}
+	}
+	for channel, session := range sessions {
+		// The first result tells that the server has all of it, the second that the STOP is done.
+		rows, err := session.QueryContext(context.WithoutCancel(ctx), fmt.Sprintf("SELECT 1; %[1]s; SELECT 2; DO GET_LOCK('%[2]s', %[3]d); DO RELEASE_LOCK('%[2]s'); %[4]s",
+			applierStatement(p.s.version, "STOP", channel), lock, seconds, applierStatement(p.s.version, "START", channel)))
+		if err != nil {
+			return err
+		}
+		g := &guard{stopped: make(chan error, 1), ended: make(chan error, 1)}
+		p.guards[channel] = g
+		go g.follow(rows)
+	}
+	return nil
+}
+
+func (g *guard) follow(rows *sql.Rows) {
+	for rows.Next() {
+	}
+	if rows.NextResultSet() {
+		for rows.Next() {
+		}
+		g.stopped <- nil
+	} else {
+		g.stopped <- cmp.Or(rows.Err(), io.ErrUnexpectedEOF)
+	}
+	for rows.NextResultSet() {
+	}
+	g.ended <- errors.Join(rows.Err(), rows.Close())
+}
+
 // open opens a session in which statements take as long as they take.
-func (p *standstill) open(ctx context.Context, id *uint64) (*sql.Conn, net.Conn, error) {
+func (p *standstill) open(ctx context.Context) (*sql.Conn, net.Conn, error) {
 	conn, raw, closeConn, err := p.s.open(ctx, func(c *driver.Config) { c.MultiStatements = true })
 	if err != nil {
 		return nil, nil, err
 	}
 	p.closers = append(p.closers, closeConn)
 	if p.s.version.Flavor == respaldo.MariaDB {
-		if _, err := conn.ExecContext(ctx, "SET SESSION max_statement_time = 0"); err != nil {
-			return nil, nil, err
-		}
+		_, err = conn.ExecContext(ctx, "SET SESSION max_statement_time = 0")
 	}
-	return conn, raw, conn.QueryRowContext(ctx, "SELECT CONNECTION_ID()").Scan(id)
+	return conn, raw, err
 }
 
 // applierStatement is START or STOP of one channel's applier, in the server's dialect.
@@ -209,36 +263,6 @@ func applierStatement(v respaldo.Version, verb, channel string) string {
 		return verb + " SLAVE SQL_THREAD FOR CHANNEL " + quoteText(channel)
 	}
 	return verb + " SLAVE SQL_THREAD"
-}
-
-// stop stops the appliers. A STOP that has begun cannot be taken back, nor ended by KILL: when
-// we wait for it no longer, the session's end will start the appliers as soon as it is done.
-func (p *standstill) stop(ctx context.Context) error {
-	done := make(chan error, 1)
-	go func() {
-		for _, channel := range p.channels {
-			if _, err := p.holder.ExecContext(context.WithoutCancel(ctx), applierStatement(p.s.version, "STOP", channel)); err != nil {
-				done <- err
-				return
-			}
-		}
-		done <- nil
-	}()
-	timer := time.NewTimer(p.patience)
-	defer timer.Stop()
-	select {
-	case err := <-done:
-		if number := errorNumber(err); number == errPrivilegeNeeded || number == errAccessDenied { // 5.6 and 5.7 say the latter
-			return &respaldo.Error{Kind: respaldo.Refused, What: "the account may not stop the replica's applier for the instant of the snapshot",
-				Hint: p.s.asUs(PauseGrant(p.s.version)), Err: err}
-		}
-		return p.s.explain(err, "stopping the replica's applier")
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-timer.C:
-		return &respaldo.Error{Kind: respaldo.LockTimeout, What: fmt.Sprintf("the replica's applier did not stop within %s; it goes on by itself as soon as it has", p.patience),
-			Hint: "SHOW PROCESSLIST shows what it is at (user \"system user\"); run again when that has ended"}
-	}
 }
 
 // look reads where the appliers are, and sees that none of them runs.
@@ -256,12 +280,15 @@ func (p *standstill) look(ctx context.Context) ([]respaldo.Upstream, error) {
 }
 
 func (p *standstill) runs(channel string) error {
-	of := ""
-	if channel != "" {
-		of = " of channel " + channel
-	}
-	return &respaldo.Error{Kind: respaldo.LockTimeout, What: "somebody started the replica's applier" + of + " while it was stopped for the snapshot, so its position may not be exact",
+	return &respaldo.Error{Kind: respaldo.LockTimeout, What: "somebody started the replica's applier" + ofChannel(channel) + " while it was stopped for the snapshot, so its position may not be exact",
 		Hint: "run again"}
+}
+
+func ofChannel(channel string) string {
+	if channel == "" {
+		return ""
+	}
+	return " of channel " + channel
 }
 
 // unbroken tells that the appliers have stood still until now; otherwise the error is a
@@ -284,56 +311,98 @@ func (p *standstill) resume(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumePatience)
 	defer cancel()
 	if p.raw != nil {
-		p.raw.Close() // the session ends, once no STOP is under way in it, and its lock with it
+		p.raw.Close() // the session ends, and its lock with it
 	}
-	for channel, done := range p.guards {
+	for channel, g := range p.guards {
 		select {
-		case err := <-done:
+		case err := <-g.ended:
 			delete(p.guards, channel)
 			if err != nil {
 				p.s.log.Debug("the guard of a replica's applier", "channel", channel, "error", err)
 			}
 		case <-ctx.Done():
-			// Its session stays open: a server that finds the client gone might not go on.
-			return notResumed(applierStatement(p.s.version, "START", channel), context.Cause(ctx))
+			// Its session stays open as long as we live, for the server to go on with it.
+			return &respaldo.Error{Kind: respaldo.Leftovers, What: "the replica's applier" + ofChannel(channel) + " has not stopped yet; the server starts it again as soon as it has",
+				Hint: "should it not: " + applierStatement(p.s.version, "START", channel)}
 		}
 	}
 	for i := len(p.closers) - 1; i >= 0; i-- {
 		p.closers[i]()
 	}
 	p.raw, p.closers = nil, nil
-	if _, err := p.s.ResumeAppliers(ctx, p.channels); err != nil {
+	if _, err := p.s.startAppliers(ctx, p.channels); err != nil {
 		return err
 	}
 	p.channels = nil
 	return nil
 }
 
-// ResumeAppliers starts the appliers of these channels, and tells which did not run: what a
-// cleanup does for an operation that died. A channel that is no more is no error.
-func (s *Server) ResumeAppliers(ctx context.Context, channels []string) (resumed []string, err error) {
+// ResumeAppliers starts the appliers that a pause had stopped, and that nobody has started
+// since: what a cleanup does for an operation that died. An applier that stands still
+// although something was started since is in left: that may be somebody's wish. A channel
+// that is no more is no error.
+func (s *Server) ResumeAppliers(ctx context.Context, p Pause) (resumed, left []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, resumePatience)
+	defer cancel()
+	starts, err := s.countStarts(ctx)
+	if err != nil {
+		return nil, nil, s.explain(err, "reading the replica's status")
+	}
+	if starts != p.Starts {
+		left, err = s.standing(ctx, p.Channels)
+		return nil, left, err
+	}
+	resumed, err = s.startAppliers(ctx, p.Channels)
+	return resumed, nil, err
+}
+
+// startAppliers starts those that do not run.
+func (s *Server) startAppliers(ctx context.Context, channels []string) (started []string, err error) {
+	standing, err := s.standing(ctx, channels)
+	for _, channel := range standing {
+		start := applierStatement(s.version, "START", channel)
+		if _, err := s.db.ExecContext(ctx, start); err != nil {
+			return started, &respaldo.Error{Kind: respaldo.Leftovers, What: "the replica's applier" + ofChannel(channel) + " was stopped for the snapshot and could not be started again", Hint: start, Err: err}
+		}
+		started = append(started, channel)
+	}
+	return started, err
+}
+
+// standing are those of the channels whose appliers do not run.
+func (s *Server) standing(ctx context.Context, channels []string) (standing []string, err error) {
 	if len(channels) == 0 {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, resumePatience)
-	defer cancel()
 	status, err := queryRows(ctx, s.db, replicaStatusStatement(s.version))
-	if err != nil {
-		return nil, s.explain(err, "reading the replica's status")
-	}
 	for _, a := range appliersOf(status) {
-		if a.Running || !slices.Contains(channels, a.Channel) {
-			continue
+		if !a.Running && slices.Contains(channels, a.Channel) {
+			standing = append(standing, a.Channel)
 		}
-		start := applierStatement(s.version, "START", a.Channel)
-		if _, err := s.db.ExecContext(ctx, start); err != nil {
-			return resumed, notResumed(start, err)
-		}
-		resumed = append(resumed, a.Channel)
 	}
-	return resumed, nil
+	return standing, s.explain(err, "reading the replica's status")
 }
 
-func notResumed(start string, err error) error {
-	return &respaldo.Error{Kind: respaldo.Leftovers, What: "the replica's applier was stopped for the snapshot and could not be started again", Hint: start, Err: err}
+// startCounter counts START SLAVE and its like; each server has some of the names.
+var startCounter = regexp.MustCompile(`^com_((slave|replica)_start|start_(all_)?(slave|replica)s?)$`)
+
+func (s *Server) countStarts(ctx context.Context) (n int64, err error) {
+	status, err := queryRows(ctx, s.db, "SHOW GLOBAL STATUS LIKE 'Com%start%'")
+	if err != nil {
+		return 0, err
+	}
+	counted := false
+	for _, r := range status {
+		if startCounter.MatchString(strings.ToLower(r["variable_name"])) {
+			one, err := strconv.ParseInt(r["value"], 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("%s: %w", r["variable_name"], err)
+			}
+			n, counted = n+one, true
+		}
+	}
+	if !counted {
+		return 0, errors.New("the server does not show how often its replication was started (SHOW GLOBAL STATUS)")
+	}
+	return n, nil
 }

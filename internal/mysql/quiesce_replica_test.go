@@ -115,9 +115,10 @@ func testReplicaImage(t *testing.T, p *pair, mode respaldo.LockMode, mustPause b
 
 // quiesced quiesces the replica, with nobody to note that its appliers stop.
 func (p *pair) quiesced(ctx context.Context, req QuiesceRequest, fn func(context.Context, respaldo.Coordinates) error) (respaldo.Quiesced, error) {
-	note := func(_ []string, pause func() error, _ func(context.Context) error) error { return pause() }
-	return p.server.QuiesceReplica(ctx, req, note, fn)
+	return p.server.QuiesceReplica(ctx, req, unnoted, fn)
 }
+
+func unnoted(_ Pause, stop func() error, _ func(context.Context) error) error { return stop() }
 
 // freeze copies a server's files as they are at one instant, as a snapshot does: none of
 // its threads runs meanwhile.
