@@ -244,13 +244,38 @@ func (r *replicated) diesWhilePaused() {
 		r.into(&swept, "cleanup")
 		r.before.NothingLeft(r.t)
 	}
-	// And where the server could not: somebody killed its sessions, too.
 	if r.gtid {
 		return
 	}
+	stop := map[bool]string{true: "STOP REPLICA SQL_THREAD", false: "STOP SLAVE SQL_THREAD"}[r.server.Name == "mysql-9.7"]
+	// What the server has started, and a person has stopped since, stays so.
 	r.run([]string{"RESPALDO_FAULT=kill:applier.acquired"}, "backup", "--lock", "global")
 	r.applies(r.server)
-	r.server.Exec(r.t, map[bool]string{true: "STOP REPLICA SQL_THREAD", false: "STOP SLAVE SQL_THREAD"}[r.server.Name == "mysql-9.7"])
+	r.server.Exec(r.t, stop)
+	if o := r.ok("cleanup"); !strings.Contains(o.stderr, "the replica's applier (unnamed) stands still") {
+		r.t.Errorf("cleanup does not say that the applier stands still:\n%s%s", o.stdout, o.stderr)
+	}
+	if status := r.status(r.server); status["Slave_SQL_Running"] == "Yes" || status["Replica_SQL_Running"] == "Yes" {
+		r.t.Error("cleanup started an applier that somebody has stopped")
+	}
+	r.server.Exec(r.t, strings.Replace(stop, "STOP", "START", 1))
+	r.applies(r.server)
+	// And where the server could not: somebody killed its session, too.
+	running := r.command("backup", "--lock", "global")
+	running.Env = append(running.Env, "RESPALDO_FAULT=hang:applier.acquired")
+	if err := running.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	guest.Eventually(r.t, testLimit, func() error {
+		var id uint64
+		if err := r.server.DB.QueryRow("SELECT ID FROM information_schema.PROCESSLIST WHERE INFO LIKE 'DO GET_LOCK%'").Scan(&id); err != nil {
+			return fmt.Errorf("the session that is to start the applier: %w", err)
+		}
+		_, err := r.server.DB.Exec(fmt.Sprintf("KILL %d", id))
+		return err
+	})
+	running.Process.Kill()
+	running.Wait()
 	if o := r.ok("cleanup"); !strings.Contains(o.stdout, "applier") {
 		r.t.Errorf("cleanup does not say that it started the applier:\n%s%s", o.stdout, o.stderr)
 	}

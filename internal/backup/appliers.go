@@ -4,8 +4,8 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
@@ -31,7 +31,7 @@ func (op *operation) quiesce(ctx context.Context, o *Outlook, request mysql.Quie
 			return err
 		}
 		server := o.facts.Process
-		held, err = op.ledger.Acquire(ctx, kindApplier, map[string]string{"pause": string(what),
+		held, err = op.ledger.Acquire(ctx, kindApplier, map[string]string{"name": applierNames(p.Channels), "pause": string(what),
 			"server_pid": strconv.Itoa(server.PID), "server_started": strconv.FormatUint(server.Started, 10)},
 			func(*ledger.Held) error { return stop() }, resume)
 		return err
@@ -70,12 +70,16 @@ func (op *operation) resumeAppliers(ctx context.Context, entries []ledger.Entry,
 			return err
 		}
 		for _, channel := range resumed {
-			swept.removed("stop of the applier", cmp.Or(channel, "(unnamed)"))
+			swept.removed("stop of the applier", applierNames([]string{channel}))
 		}
-		for _, channel := range left {
-			op.Report.Warn(fmt.Sprintf("the replica's applier %s stands still, and was started since an operation that ended abruptly had stopped it: it is left to who has stopped it again",
-				cmp.Or(channel, "(unnamed)")))
+		if len(left) > 0 {
+			op.Report.Warn("the replica's applier " + applierNames(left) + " stands still; an operation that ended abruptly had stopped it, but replication was started since, so that is left to who has stopped it again")
 		}
 	}
 	return nil
+}
+
+// applierNames names channels; most replicas have one, without a name.
+func applierNames(channels []string) string {
+	return cmp.Or(strings.Join(channels, ", "), "(unnamed)")
 }
