@@ -139,14 +139,17 @@ type Coordinates struct {
 	Upstream []Upstream `json:"upstream,omitempty"`
 }
 
-// Upstream is how far a replica had applied its source.
+// Upstream is how far a replica had applied its source. File is empty where GTIDs alone
+// tell that exactly.
 type Upstream struct {
 	Channel  string `json:"channel,omitempty"`
 	Host     string `json:"host"`
 	Port     int    `json:"port"`
-	File     string `json:"file"`
-	Position uint64 `json:"position"` // of the last event applied, in the source's file
+	File     string `json:"file,omitempty"`
+	Position uint64 `json:"position,omitempty"` // of the last event applied, in the source's file
 	GTIDSet  string `json:"gtid_set,omitempty"`
+	// Inexact is why the replica may have applied more than that; empty if it has not.
+	Inexact string `json:"inexact,omitempty"`
 }
 
 // String is "binlog.000007:4711", or "none" where the server keeps no binlog.

@@ -95,12 +95,15 @@ func coordinatesText(m respaldo.Manifest) string {
 }
 
 func upstreamText(u respaldo.Upstream) string {
-	text := fmt.Sprintf("%s:%d, applied up to ", u.Host, u.Port)
+	text, more := fmt.Sprintf("%s:%d, applied up to ", u.Host, u.Port), ""
+	if u.Inexact != "" {
+		more = ", or further: " + u.Inexact
+	}
 	switch {
 	case u.File != "":
-		return fmt.Sprintf("%s%s:%d", text, u.File, u.Position)
+		return fmt.Sprintf("%s%s:%d%s", text, u.File, u.Position, more)
 	case u.GTIDSet != "":
-		return text + u.GTIDSet
+		return text + u.GTIDSet + more
 	}
 	return text + "where only a server that is started on the image can say"
 }

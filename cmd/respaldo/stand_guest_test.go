@@ -219,8 +219,8 @@ func (s *stand) backup(args ...string) backup.Made {
 }
 
 // restored restores a backup into a new directory and starts a server on it, with the
-// printed options and none of the laboratory's for the binlog.
-func (s *stand) restored(id string) *guest.Server {
+// printed options and none of the laboratory's for the binlog, and with more.
+func (s *stand) restored(id string, more ...string) *guest.Server {
 	s.t.Helper()
 	to := filepath.Join(s.volume.Path, "restored-"+id[:8]) // a real filesystem: memory knows no O_DIRECT
 	var done backup.Restored
@@ -231,7 +231,7 @@ func (s *stand) restored(id string) *guest.Server {
 			args = append(args, "--"+line)
 		}
 	}
-	return guest.StartServer(s.t, guest.ServerSpec{Name: s.server.Name, DataDir: to, Args: args})
+	return guest.StartServer(s.t, guest.ServerSpec{Name: s.server.Name, DataDir: to, Args: append(args, more...)})
 }
 
 // sameShop fails the test unless the tables that nobody writes to are those of the origin.

@@ -98,7 +98,7 @@ func (op *operation) quiesceAndTake(ctx context.Context, o *Outlook, pending vol
 		return err
 	}
 	var err error
-	f.quiesced, err = o.server.Quiesce(ctx, request,
+	f.quiesced, err = op.quiesce(ctx, o, request,
 		func(ctx context.Context, at respaldo.Coordinates) error {
 			ledger.Point("locked")
 			if f.snapshot, err = pending.Take(ctx); err != nil {

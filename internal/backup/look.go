@@ -153,8 +153,17 @@ func (op *operation) look(ctx context.Context) (*Outlook, error) {
 	o.Conditions = facts.Conditions()
 	if o.Lock, o.LockReason, err = mysql.ChooseLock(facts, op.Lock); err != nil {
 		o.refuse(err)
+	} else {
+		o.addStandstill()
 	}
 	return o, nil
+}
+
+// addStandstill adds to the reason for a lock that a replica's applier stands still with it.
+func (o *Outlook) addStandstill() {
+	if still := o.facts.Standstill(o.Lock); still != "" {
+		o.LockReason += "; " + still
+	}
 }
 
 // coverage is what the one snapshot will not hold, of what changes with the data. What

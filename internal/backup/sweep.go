@@ -96,7 +96,7 @@ func (op *operation) sweep(ctx context.Context) (swept Swept, err error) {
 		return swept, joinErrors(err, failed) // what would be swept may be the server's own volume
 	}
 	for _, step := range []func(context.Context, []ledger.Entry, *Swept) error{
-		op.killInstances, op.unmountAll, op.removeSnapshots, op.removeScratch, op.removeLinks, op.removePartials,
+		op.resumeAppliers, op.killInstances, op.unmountAll, op.removeSnapshots, op.removeScratch, op.removeLinks, op.removePartials,
 	} {
 		err = joinErrors(err, step(ctx, leftovers, &swept))
 	}

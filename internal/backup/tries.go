@@ -160,5 +160,6 @@ func (t *tries) retake(op *operation, o *Outlook, err error) error {
 	}
 	op.Report.Warn(fmt.Sprintf("try %d: %v; the next one is under the lock %s", t.made, err, mode))
 	o.Lock, o.LockReason, t.crossed = mode, fmt.Sprintf("%s; without a lock something crossed the snapshot %d times", reason, crossedTries), 0
+	o.addStandstill()
 	return nil
 }

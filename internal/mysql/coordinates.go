@@ -89,6 +89,13 @@ func (s *Server) Coordinates(ctx context.Context) (respaldo.Coordinates, error) 
 	return at, s.explain(err, "reading the binlog coordinates")
 }
 
+// Upstream reads how far a replica has applied each of its sources; nil for a server that
+// is none.
+func (s *Server) Upstream(ctx context.Context) ([]respaldo.Upstream, error) {
+	found, err := readUpstream(ctx, s.db, s.version)
+	return found, s.explain(err, "reading the replica's status")
+}
+
 // readCoordinates does without the upstream positions when replica is false: under a
 // lock every statement counts.
 func readCoordinates(ctx context.Context, q queryer, v respaldo.Version, replica bool) (respaldo.Coordinates, error) {
@@ -131,10 +138,10 @@ func oneLine(s string) string {
 // last event *applied*, not of the last one fetched.
 func readUpstream(ctx context.Context, q queryer, v respaldo.Version) ([]respaldo.Upstream, error) {
 	channels, err := queryRows(ctx, q, replicaStatusStatement(v))
-	if err != nil {
-		return nil, err
-	}
-	var found []respaldo.Upstream
+	return upstreamOf(channels), err
+}
+
+func upstreamOf(channels []row) (found []respaldo.Upstream) {
 	for _, c := range channels {
 		u := respaldo.Upstream{
 			Channel: c.first("channel_name", "connection_name"),
@@ -149,5 +156,5 @@ func readUpstream(ctx context.Context, q queryer, v respaldo.Version) ([]respald
 		u.Position, _ = strconv.ParseUint(c.first("exec_source_log_pos", "exec_master_log_pos"), 10, 64)
 		found = append(found, u)
 	}
-	return found, nil
+	return found
 }

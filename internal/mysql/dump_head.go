@@ -51,6 +51,10 @@ func DumpHead(m respaldo.Manifest, what, program, inexact string) string {
 		line("")
 		line("The origin is itself a replica. To replicate from its own source in its stead:")
 		line("")
+		if u.Inexact != "" {
+			line("not exact, some of what follows this position is here already: %s", u.Inexact)
+			line("")
+		}
 		if u.File == "" {
 			line("%s", gtidStatements(m.Version, u.GTIDSet)[0])
 		}

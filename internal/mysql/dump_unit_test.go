@@ -104,12 +104,16 @@ func TestDumpHead(t *testing.T) {
 	} {
 		m.Version = version(t, c.version)
 		m.Quiesced.Coordinates.Upstream = []respaldo.Upstream{{Channel: "up", Host: "o'hara", Port: 3306, File: "b.1", Position: 9},
-			{Channel: "by GTID", Host: "db2", Port: 3307, GTIDSet: "0-9-9"}, {Host: "never-asked", Port: 3308}}
+			{Channel: "by GTID", Host: "db2", Port: 3307, GTIDSet: "0-9-9"}, {Host: "never-asked", Port: 3308},
+			{Host: "db4", Port: 3309, File: "b.4", Position: 44, Inexact: "it keeps a low-water mark"}}
 		head := DumpHead(m, "a name\nDROP DATABASE shop", "1.0", "")
 		for _, line := range c.lines {
 			if !strings.Contains(head, line+"\n") {
 				t.Errorf("%s lacks %s in\n%s", c.version, line, head)
 			}
+		}
+		if !strings.Contains(head, "not exact, some of what follows this position is here already: it keeps a low-water mark\n") {
+			t.Errorf("%s: a position that is not exact passes for one that is:\n%s", c.version, head)
 		}
 		if strings.Contains(head, "never-asked") {
 			t.Errorf("%s: a source from which nobody knows the position:\n%s", c.version, head)

@@ -46,8 +46,11 @@ type Facts struct {
 
 	Replica  bool // configured as one, whether running or not
 	Upstream []respaldo.Upstream
-	Lost     []string // what no snapshot can hold: contents of MEMORY tables…
-	Warnings []string // what a person should know, but does not stop a backup
+	Appliers []Applier // of a replica, one for each source
+	mayPause bool      // the account may stop and start them
+	tempOpen int       // temporary tables that the appliers have open
+	Lost     []string  // what no snapshot can hold: contents of MEMORY tables…
+	Warnings []string  // what a person should know, but does not stop a backup
 
 	Process     Process
 	OptionFiles []string // that the server read, as far as they exist; includes among them
@@ -97,10 +100,9 @@ func (s *Server) Facts(ctx context.Context) (*Facts, error) {
 	if f.Cluster, err = s.cluster(ctx, f.Variables); err != nil {
 		return nil, s.explain(err, "looking for a cluster")
 	}
-	if f.Upstream, err = readUpstream(ctx, s.db, s.version); err != nil {
+	if err := s.replication(ctx, f); err != nil {
 		return nil, s.explain(err, "reading the replica's status")
 	}
-	f.Replica = len(f.Upstream) > 0
 	if f.SeesAllTables, err = s.seesAllTables(ctx); err != nil {
 		return nil, s.explain(err, "reading our privileges")
 	}
@@ -270,10 +272,7 @@ func (f *Facts) remark() {
 	if !f.FilesSeen {
 		f.Warnings = append(f.Warnings, "the data directory cannot be read by us: symbolic links in it would go unnoticed")
 	}
-	if f.Replica && f.Version.Flavor == respaldo.MySQL && !f.On("gtid_mode") &&
-		numberOf(f.Variables, "replica_parallel_workers", "slave_parallel_workers") > 1 {
-		f.Warnings = append(f.Warnings, "the replica applies in parallel and without GTIDs: its position in the source's binlog is a low-water mark, after which some transactions are in the backup already; set gtid_mode=ON, or stop its SQL thread for the backup")
-	}
+	f.remarkReplica()
 	if c := f.doublewrite(); !c.OK {
 		f.Warnings = append(f.Warnings, c.Why+": a page that is being written while the snapshot is taken may be torn in it, above all on Btrfs, and no lock prevents that")
 	}

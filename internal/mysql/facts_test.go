@@ -205,7 +205,14 @@ func TestChooseLock(t *testing.T) {
 		{safe(*mysql, func(f *Facts) { f.Variables["innodb_flush_method"] = "nosync" }), respaldo.LockNone, "", "innodb_flush_method is nosync"},
 		{safe(*mysql, func(f *Facts) { f.Variables["innodb_doublewrite"] = "DETECT_AND_RECOVER" }), respaldo.LockNone, respaldo.LockNone, ""},
 		{safe(*old, func(f *Facts) { f.Variables["innodb_doublewrite"] = "1" }), respaldo.LockNone, respaldo.LockNone, ""},
-		{safe(*mysql, func(f *Facts) { f.Replica = true; f.Variables["relay_log_info_repository"] = "FILE" }), respaldo.LockAuto, respaldo.LockGlobal, "relay_log_info_repository"},
+		{safe(*mysql, func(f *Facts) {
+			f.Replica, f.Appliers = true, []Applier{{Running: true}}
+			f.Variables["relay_log_info_repository"] = "FILE"
+		}), respaldo.LockAuto, respaldo.LockGlobal, "relay_log_info_repository"},
+		{safe(*mysql, func(f *Facts) {
+			f.Replica, f.Appliers, f.mayPause = true, []Applier{{Running: true}}, true
+			f.Variables["relay_log_info_repository"] = "FILE"
+		}), respaldo.LockAuto, respaldo.LockNone, "no commit has to wait"},
 	} {
 		mode, reason, err := ChooseLock(c.facts, c.asked)
 		if mode != c.want {
@@ -313,30 +320,5 @@ func TestSuperIsNotAskedForWithoutKeys(t *testing.T) {
 	f.Variables["file_key_management_filename"] = "/k"
 	if !f.hasKeys() {
 		t.Error("a key plugin is not seen")
-	}
-}
-
-func TestParallelReplicaOutOfOrderIsWarnedOf(t *testing.T) {
-	for _, c := range []struct {
-		flavor    respaldo.Flavor
-		variables string
-		warned    bool
-	}{
-		{respaldo.MySQL, "replica_parallel_workers=4 replica_preserve_commit_order=OFF gtid_mode=OFF", true},
-		{respaldo.MySQL, "slave_parallel_workers=2 gtid_mode=OFF", true},
-		{respaldo.MySQL, "replica_parallel_workers=1 replica_preserve_commit_order=OFF gtid_mode=OFF", false},
-		{respaldo.MySQL, "replica_parallel_workers=4 replica_preserve_commit_order=ON gtid_mode=OFF", true},
-		{respaldo.MySQL, "replica_parallel_workers=4 replica_preserve_commit_order=OFF gtid_mode=ON", false},
-		{respaldo.MariaDB, "slave_parallel_workers=4 slave_parallel_mode=optimistic", false},
-	} {
-		f := &Facts{Version: respaldo.Version{Flavor: c.flavor}, Variables: map[string]string{}, Replica: true}
-		for setting := range strings.FieldsSeq(c.variables) {
-			name, value, _ := strings.Cut(setting, "=")
-			f.Variables[name] = value
-		}
-		f.remark()
-		if warned := strings.Contains(strings.Join(f.Warnings, "\n"), "low-water mark"); warned != c.warned {
-			t.Errorf("%s %s: warned %t", c.flavor, c.variables, warned)
-		}
 	}
 }

@@ -25,13 +25,8 @@ func (i *Instance) Coordinates(ctx context.Context) (respaldo.Coordinates, error
 	b, m := i.image.binlogs, i.request.Manifest
 	if m.Quiesced.FromImage {
 		var err error
-		if at.Upstream, err = readUpstream(ctx, i.db, m.Version); err != nil {
-			return at, i.asking("its position as a replica", err)
-		}
-		for n, u := range at.Upstream {
-			if u.GTIDSet != "" && (m.Version.Flavor == respaldo.MariaDB || gtidOn(m)) { // it is committed with the data; a position need not be (relay-log.info), or is a low-water mark
-				at.Upstream[n].File, at.Upstream[n].Position = "", 0
-			}
+		if at.Upstream, err = i.upstream(ctx); err != nil {
+			return at, err
 		}
 	}
 	if !b.on {

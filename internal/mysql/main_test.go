@@ -17,6 +17,9 @@ func TestMain(m *testing.M) {
 	if socket := os.Getenv(elsewhereVariable); socket != "" {
 		connectElsewhere(socket)
 	}
+	if file := os.Getenv(pauseVariable); file != "" {
+		pauseHere(file)
+	}
 	flag.Parse()
 	flag.Set("test.parallel", "6") // servers wait for their disk and their threads more than they compute
 	os.Setenv("RESPALDO_TEST_SECRET", "not-for-servers")

@@ -36,6 +36,11 @@ type QuiesceRequest struct {
 	// see before the lock and after it.
 	Probe *StallProbe
 	Facts *Facts // of this server; one that was restarted since is refused
+	// unready, if set, is called when the lock cannot be asked for after all, BeforeLock having
+	// been called: it is called again later.
+	unready func() error
+	// released, if set, is called as soon as the lock is gone; its error is that of the attempt.
+	released func() error
 }
 
 // Quiesce calls fn while the server is quiesced, with the coordinates at which it stands
@@ -66,7 +71,7 @@ func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx co
 	if err := req.Probe.lead(ctx); err != nil {
 		return q, err
 	}
-	calm := calmWait{l: l, patience: patience, waiting: req.Waiting, kill: req.KillBlockers, began: time.Now()}
+	calm := calmWait{l: l, patience: patience, waiting: req.Waiting, kill: req.KillBlockers, unready: req.unready, began: time.Now()}
 	if err := calm.then(ctx, req.BeforeLock); err != nil {
 		return q, err
 	}
@@ -74,7 +79,13 @@ func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx co
 		return q, s.explain(err, "preparing the lock")
 	}
 	req.Probe.begin()
-	if err = l.hold(ctx, &q, fn); err == nil {
+	err = l.hold(ctx, &q, fn)
+	if req.released != nil {
+		if failed := req.released(); err == nil {
+			err = failed
+		}
+	}
+	if err == nil {
 		req.Probe.end(ctx, &q)
 	} else if q.HeldSeconds == 0 {
 		calm.endStranded(ctx)

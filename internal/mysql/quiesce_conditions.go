@@ -37,8 +37,7 @@ func (f *Facts) Conditions() []Condition {
 	}
 	found = append(found, f.doublewrite(), f.noPreparedXA())
 	if f.Replica {
-		why := replicaNeedsLock(f)
-		found = append(found, Condition{"replica's position is exact", why == "", firstOf(why, "it is recovered with the data")})
+		found = append(found, f.positionWithoutLock())
 	}
 	return found
 }

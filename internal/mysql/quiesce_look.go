@@ -208,6 +208,7 @@ type calmWait struct {
 	patience time.Duration
 	began    time.Time
 	waiting  func(behind string)
+	unready  func() error      // undoes what is done before the lock is asked for; may be nil
 	kill     func(Statement)   // told of each read that was ended; nil: none is
 	ended    []uint64          // whose statement was
 	spared   map[uint64]string // and whose was not, and why
@@ -229,6 +230,11 @@ func (c *calmWait) then(ctx context.Context, before func() error) error {
 		}
 		if found, _, err := c.look(ctx); err != nil || len(found) == 0 {
 			return err
+		}
+		if c.unready != nil {
+			if err := c.unready(); err != nil {
+				return err
+			}
 		}
 	}
 }

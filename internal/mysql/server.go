@@ -100,7 +100,7 @@ func (s *Server) User() string { return s.target.user }
 func (s *Server) Warnings() []string { return s.target.warnings }
 
 // connector opens connections to the server; every one is shown to dialed first, if set.
-func (s *Server) connector(dialed func(net.Conn)) sqldriver.Connector {
+func (s *Server) connector(dialed func(net.Conn), change ...func(*driver.Config)) sqldriver.Connector {
 	cfg := driver.NewConfig()
 	cfg.User, cfg.Passwd = s.target.user, s.target.password
 	cfg.Net, cfg.Addr = s.target.network, s.address
@@ -119,6 +119,9 @@ func (s *Server) connector(dialed func(net.Conn)) sqldriver.Connector {
 		}
 		return conn, err
 	}
+	for _, f := range change {
+		f(cfg)
+	}
 	c, err := driver.NewConnector(cfg)
 	if err != nil { // only for contradictions within cfg that we do not produce
 		panic(err)
@@ -128,13 +131,13 @@ func (s *Server) connector(dialed func(net.Conn)) sqldriver.Connector {
 
 // open opens one connection of its own, outside the pool, and the network connection
 // beneath it. closeAll ends both.
-func (s *Server) open(ctx context.Context) (conn *sql.Conn, raw net.Conn, closeAll func(), err error) {
+func (s *Server) open(ctx context.Context, change ...func(*driver.Config)) (conn *sql.Conn, raw net.Conn, closeAll func(), err error) {
 	var mu sync.Mutex
 	db := sql.OpenDB(s.connector(func(c net.Conn) {
 		mu.Lock()
 		raw = c
 		mu.Unlock()
-	}))
+	}, change...))
 	db.SetMaxOpenConns(1)
 	conn, err = db.Conn(ctx)
 	if err != nil {
