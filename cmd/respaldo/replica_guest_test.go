@@ -240,6 +240,9 @@ func (r *replicated) diesWhilePaused() {
 			r.t.Fatalf("respaldo was not killed: exit code %d\n%s%s", o.code, o.stdout, o.stderr)
 		}
 		r.applies(r.server) // before any cleanup: the server itself saw to it
+		if point == "locked" && !r.gtid {
+			r.isStoppedSince()
+		}
 		var swept backup.Swept
 		r.into(&swept, "cleanup")
 		r.before.NothingLeft(r.t)
@@ -247,19 +250,6 @@ func (r *replicated) diesWhilePaused() {
 	if r.gtid {
 		return
 	}
-	stop := map[bool]string{true: "STOP REPLICA SQL_THREAD", false: "STOP SLAVE SQL_THREAD"}[r.server.Name == "mysql-9.7"]
-	// What the server has started, and a person has stopped since, stays so.
-	r.run([]string{"RESPALDO_FAULT=kill:applier.acquired"}, "backup", "--lock", "global")
-	r.applies(r.server)
-	r.server.Exec(r.t, stop)
-	if o := r.ok("cleanup"); !strings.Contains(o.stderr, "the replica's applier (unnamed) stands still") {
-		r.t.Errorf("cleanup does not say that the applier stands still:\n%s%s", o.stdout, o.stderr)
-	}
-	if status := r.status(r.server); status["Slave_SQL_Running"] == "Yes" || status["Replica_SQL_Running"] == "Yes" {
-		r.t.Error("cleanup started an applier that somebody has stopped")
-	}
-	r.server.Exec(r.t, strings.Replace(stop, "STOP", "START", 1))
-	r.applies(r.server)
 	// And where the server could not: somebody killed its session, too.
 	running := r.command("backup", "--lock", "global")
 	running.Env = append(running.Env, "RESPALDO_FAULT=hang:applier.acquired")
@@ -279,5 +269,20 @@ func (r *replicated) diesWhilePaused() {
 	if o := r.ok("cleanup"); !strings.Contains(o.stdout, "applier") {
 		r.t.Errorf("cleanup does not say that it started the applier:\n%s%s", o.stdout, o.stderr)
 	}
+	r.applies(r.server)
+}
+
+// isStoppedSince has a person stop what the server has started again: that stays so.
+func (r *replicated) isStoppedSince() {
+	r.t.Helper()
+	stop := map[bool]string{true: "STOP REPLICA SQL_THREAD", false: "STOP SLAVE SQL_THREAD"}[r.server.Name == "mysql-9.7"]
+	r.server.Exec(r.t, stop)
+	if o := r.ok("cleanup"); !strings.Contains(o.stderr, "the replica's applier (unnamed) stands still") {
+		r.t.Errorf("cleanup does not say that the applier stands still:\n%s%s", o.stdout, o.stderr)
+	}
+	if status := r.status(r.server); status["Slave_SQL_Running"] == "Yes" || status["Replica_SQL_Running"] == "Yes" {
+		r.t.Error("cleanup started an applier that somebody has stopped")
+	}
+	r.server.Exec(r.t, strings.Replace(stop, "STOP", "START", 1))
 	r.applies(r.server)
 }

@@ -105,12 +105,12 @@ func (s *Server) QuiesceReplica(ctx context.Context, req QuiesceRequest, note No
 // The STOP is among them because it may take long, and a server may drop a session that
 // waits for a lock when its client is gone, but not one that stops an applier.
 type standstill struct {
-	s        *Server
-	channels []string // whose appliers were stopped
-	at       []respaldo.Upstream
+	s  *Server
+	at []respaldo.Upstream
 
 	raw      net.Conn // of the session that holds the lock
 	guards   map[string]*guard
+	failed   []string      // channels whose guards did not get to the START
 	patience time.Duration // for a STOP
 	closers  []func()
 }
@@ -147,8 +147,7 @@ func (p *standstill) begin(ctx context.Context, limit time.Duration, note NotePa
 		if pause.Starts, err = p.s.countStarts(ctx); err != nil {
 			return p.s.explain(err, "preparing to stop the replica's applier")
 		}
-		p.channels = pause.Channels
-		if err := note(pause, func() error { return p.stop(ctx, limit) }, p.resume); err != nil {
+		if err := note(pause, func() error { return p.stop(ctx, pause.Channels, limit) }, p.resume); err != nil {
 			return err
 		}
 	}
@@ -158,8 +157,8 @@ func (p *standstill) begin(ctx context.Context, limit time.Duration, note NotePa
 
 // stop stops the appliers. A STOP that has begun cannot be taken back, nor ended by KILL: when
 // we wait for it no longer, the server starts the applier as soon as it is done.
-func (p *standstill) stop(ctx context.Context, limit time.Duration) error {
-	if err := p.guard(ctx, limit); err != nil {
+func (p *standstill) stop(ctx context.Context, channels []string, limit time.Duration) error {
+	if err := p.guard(ctx, channels, limit); err != nil {
 		return p.s.explain(err, "preparing to stop the replica's applier")
 	}
 	timer := time.NewTimer(p.patience)
@@ -185,7 +184,7 @@ func (p *standstill) stop(ctx context.Context, limit time.Duration) error {
 }
 
 // guard opens all sessions, and only then has anything stopped.
-func (p *standstill) guard(ctx context.Context, limit time.Duration) error {
+func (p *standstill) guard(ctx context.Context, channels []string, limit time.Duration) error {
 	holder, raw, err := p.open(ctx)
 	if err != nil {
 		return err
@@ -205,7 +204,7 @@ func (p *standstill) guard(ctx context.Context, limit time.Duration) error {
 		}
 	}
 	sessions := map[string]*sql.Conn{}
-	for _, channel := range p.channels {
+	for _, channel := range channels {
 		if sessions[channel], _, err = p.open(ctx); err != nil {
 			return err
 		}
@@ -306,7 +305,8 @@ func (p *standstill) unbroken(ctx context.Context) error {
 	return nil
 }
 
-// resume starts the appliers again that were stopped, and returns when they run.
+// resume has the guards start the appliers again, and returns when they run. What a guard has
+// started is not started once more: somebody may have stopped it since.
 func (p *standstill) resume(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumePatience)
 	defer cancel()
@@ -318,6 +318,7 @@ func (p *standstill) resume(ctx context.Context) error {
 		case err := <-g.ended:
 			delete(p.guards, channel)
 			if err != nil {
+				p.failed = append(p.failed, channel)
 				p.s.log.Debug("the guard of a replica's applier", "channel", channel, "error", err)
 			}
 		case <-ctx.Done():
@@ -330,10 +331,10 @@ func (p *standstill) resume(ctx context.Context) error {
 		p.closers[i]()
 	}
 	p.raw, p.closers = nil, nil
-	if _, err := p.s.startAppliers(ctx, p.channels); err != nil {
+	if _, err := p.s.startAppliers(ctx, p.failed); err != nil {
 		return err
 	}
-	p.channels = nil
+	p.failed = nil
 	return nil
 }
 
