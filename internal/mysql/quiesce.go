@@ -67,7 +67,7 @@ func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx co
 		return q, err
 	}
 	calm := calmWait{l: l, patience: patience, waiting: req.Waiting, kill: req.KillBlockers, began: time.Now()}
-	if err := calm.then(ctx, req.BeforeLock); err != nil {
+	if err := calm.then(ctx, func() error { return l.beforeLock(ctx, req.BeforeLock) }); err != nil {
 		return q, err
 	}
 	if err := l.settings(ctx); err != nil {
@@ -75,6 +75,9 @@ func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx co
 	}
 	req.Probe.begin()
 	if err = l.hold(ctx, &q, fn); err == nil {
+		err = l.tablesHold()
+	}
+	if err == nil {
 		req.Probe.end(ctx, &q)
 	} else if q.HeldSeconds == 0 {
 		calm.endStranded(ctx)
@@ -97,6 +100,9 @@ type lock struct {
 	id      uint64    // conn's, for KILL
 	killer  *sql.Conn
 	closers []func()
+
+	tables    chan error // what a look at the tables under the lock has come to
+	tablesNow Facts      // valid after
 }
 
 // lockStatements are what takes and gives back a lock.
@@ -244,6 +250,7 @@ func (l *lock) hold(ctx context.Context, q *respaldo.Quiesced, fn func(context.C
 		return l.s.explain(err, "taking the lock")
 	}
 	dog.granted()
+	l.lookAtTables(ctx)
 	defer func() { // also when fn panics
 		unlockErr := l.release(unbound)
 		q.HeldSeconds = time.Since(granted).Seconds()
@@ -278,6 +285,42 @@ func (l *lock) unlocked(ctx context.Context, q *respaldo.Quiesced, until time.Ti
 		return err
 	}
 	return l.s.explain(w.end(context.WithoutCancel(ctx)), "looking for what has crossed the snapshot")
+}
+
+// beforeLock does what is done right before the lock, and sees that what is known of the
+// tables still holds: first, since that may take long, and once more.
+func (l *lock) beforeLock(ctx context.Context, before func() error) error {
+	if err := l.s.refresh(ctx, l.s.db, l.facts, l.mode); err != nil || before == nil {
+		return err
+	}
+	if err := before(); err != nil {
+		return err
+	}
+	return l.s.refresh(ctx, l.s.db, l.facts, l.mode)
+}
+
+// lookAtTables begins to see, on another connection, that there was no DDL right before the
+// lock which changed what is known of the tables. The lock, which keeps DDL out, does not
+// last longer for it.
+func (l *lock) lookAtTables(ctx context.Context) {
+	if len(l.take) == 0 {
+		return // DDL is watched
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	l.closers = append(l.closers, cancel)
+	l.tables, l.tablesNow = make(chan error, 1), *l.facts // which others read meanwhile
+	go func() { l.tables <- l.s.refresh(ctx, l.s.db, &l.tablesNow, l.mode) }()
+}
+
+// tablesHold waits for what that came to. If it ends after the lock, it may count what came
+// after that: an image is then discarded that was good.
+func (l *lock) tablesHold() error {
+	if l.tables == nil {
+		return nil
+	}
+	err := <-l.tables
+	l.facts.takeOver(&l.tablesNow)
+	return err
 }
 
 func (l *lock) acquire(ctx context.Context) error {

@@ -51,6 +51,7 @@ func testNoLock(t *testing.T, b *box) {
 	t.Run("obstacles", func(t *testing.T) { testObstacles(t, b, s, quiet(coveredFacts(t, s), mode)) })
 	b.exec(t, fmt.Sprintf("KILL %d", id))
 	<-ended
+	t.Run("tables elsewhere", func(t *testing.T) { testTablesElsewhere(t, b, s) })
 	b.exec(t, "DROP TABLE d.report")
 }
 
@@ -150,6 +151,12 @@ func mustBeCrossed(t *testing.T, err error, words ...string) {
 // across has statements between the two looks of a watch.
 func across(t *testing.T, s *Server, f *Facts, ddl bool, c *sql.Conn, statements ...string) error {
 	t.Helper()
+	waitFor(t, "the DDL before to be over", func() bool {
+		if err := s.refresh(context.Background(), s.db, f, respaldo.LockNone); err != nil {
+			t.Fatal(explained(err))
+		}
+		return !f.ddlRan
+	})
 	w := &watch{s: s, q: s.db, f: f, ddl: ddl, own: !ddl && s.version.Flavor == respaldo.MariaDB}
 	if err := w.begin(context.Background(), time.Now().Add(patience)); err != nil {
 		t.Fatal(explained(err))
@@ -265,7 +272,8 @@ func testRunningDDL(t *testing.T, b *box, s *Server, f *Facts) {
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
-		if err := <-began; err != nil {
+		mustBeCrossed(t, <-began, "DDL came right before") // and has ended
+		if err := across(t, s, f, true, alter); err != nil {
 			t.Errorf("the DDL has ended: %v", explained(err))
 		}
 		b.exec(t, "ALTER TABLE d.other DROP COLUMN b")
