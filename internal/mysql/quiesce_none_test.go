@@ -316,6 +316,9 @@ func testConditions(t *testing.T, b *box, s *Server) {
 		{"mariadb-11.8", "SET GLOBAL innodb_doublewrite = fast", "SET GLOBAL innodb_doublewrite = ON", "innodb_doublewrite is fast"},
 		{"mariadb-11.8", "SET GLOBAL innodb_doublewrite = OFF", "SET GLOBAL innodb_doublewrite = ON", "innodb_doublewrite is OFF"},
 		{"mysql-9.7 mariadb-10.5", "CREATE TABLE d.plain (id INT) ENGINE=MyISAM", "DROP TABLE d.plain", "there are tables of MyISAM (d.plain)"},
+		{"mysql-9.7", "CREATE TABLE mysql.plain (id INT) ENGINE=MyISAM", "DROP TABLE mysql.plain", "there are tables of MyISAM (mysql.plain)"},
+		{"mysql-9.7 mariadb-11.8", "CREATE TABLE sys.plain (id INT) ENGINE=MyISAM", "DROP TABLE sys.plain", "there are tables of MyISAM (sys.plain)"},
+		{"mysql-5.6 mysql-9.7 mariadb-10.5 mariadb-10.11 mariadb-11.8", "CREATE DATABASE ndbinfo; CREATE TABLE ndbinfo.plain (id INT) ENGINE=MyISAM", "DROP DATABASE ndbinfo", "there are tables of MyISAM (ndbinfo.plain)"},
 		{"mysql-9.7 mariadb-10.5", "XA START 'x'; INSERT INTO d.t (v) VALUES (1); XA END 'x'; XA PREPARE 'x'", "XA ROLLBACK 'x'", "XA RECOVER lists 1 prepared XA transaction"},
 	} {
 		if !strings.Contains(c.servers, b.name) {
