@@ -22,7 +22,7 @@ func (s *Server) isServers(schema, table, engine string) bool {
 	switch strings.ToLower(schema) {
 	case "mysql":
 		watched := !s.version.AtLeast(respaldo.MySQL, 8, 0, 0) && (engine == "myisam" || engine == "aria")
-		return watched || transactionalEngines[engine] || table == "general_log" || table == "slow_log"
+		return watched || engine == "innodb" || engine == "ndbcluster" || table == "general_log" || table == "slow_log"
 	case "sys":
 		return table == "sys_config"
 	case "ndbinfo":

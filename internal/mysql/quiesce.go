@@ -18,7 +18,8 @@ type QuiesceRequest struct {
 	Mode   respaldo.LockMode // LockNone, LockBackup or LockGlobal, as ChooseLock said
 	Reason string            // why, for the record
 	// Budget bounds waiting for the lock and holding it together: the time that a writer
-	// may have to wait because of this one attempt.
+	// may have to wait because of this one attempt. Where nothing is locked fn's time is not part
+	// of it.
 	Budget time.Duration
 	// Patience bounds looking for a moment without long statements before the lock is
 	// asked for, during which nobody waits for us; 0 is as long as Budget.
@@ -203,10 +204,9 @@ func (s *Server) prepareLock(ctx context.Context, req QuiesceRequest) (l *lock, 
 // for a calm moment may take longer, and end with the connection.
 func (l *lock) settings(ctx context.Context) error {
 	seconds := int(math.Ceil(l.budget.Seconds()))
-	set := []string{
-		fmt.Sprintf("SET SESSION lock_wait_timeout = %d", seconds),
-		fmt.Sprintf("SET SESSION wait_timeout = %d", seconds+1),
-		"SET SESSION autocommit = 1",
+	set := []string{fmt.Sprintf("SET SESSION lock_wait_timeout = %d", seconds), "SET SESSION autocommit = 1"}
+	if len(l.take) > 0 {
+		set = append(set, fmt.Sprintf("SET SESSION wait_timeout = %d", seconds+1))
 	}
 	if l.s.version.Flavor == respaldo.MariaDB {
 		set = append(set, "SET SESSION max_statement_time = 0")
@@ -270,7 +270,7 @@ func (l *lock) run(ctx context.Context, q *respaldo.Quiesced, dog *watchdog, fn 
 	stopPeek := peek(l.raw, dog.lost)
 	defer stopPeek()
 	q.At = time.Now().UTC()
-	return fn(ctx, q.Coordinates)
+	return dog.freely(func() error { return fn(ctx, q.Coordinates) })
 }
 
 // unlocked calls run between two looks at what must not cross it, the first of which may

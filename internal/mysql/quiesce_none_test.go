@@ -44,7 +44,7 @@ func testNoLock(t *testing.T, b *box) {
 	t.Run("DDL that runs", func(t *testing.T) { testRunningDDL(t, b, s, f) })
 	t.Run("conditions", func(t *testing.T) { testConditions(t, b, s) })
 	t.Run("account", func(t *testing.T) { testNoLockAccount(t, b) })
-	for name, test := range map[string]func(*testing.T, *box, *Server, QuiesceRequest){"fn fails": testFnFails, "budget": testBudget, "killed": testKilled, "interrupted": testInterrupted} {
+	for name, test := range map[string]func(*testing.T, *box, *Server, QuiesceRequest){"fn fails": testFnFails, "budget": testNoLockBudget, "killed": testKilled, "interrupted": testInterrupted} {
 		t.Run(name, func(t *testing.T) { test(t, b, s, quiet(f, mode)) })
 	}
 	t.Run("changed since", func(t *testing.T) { testChangedSince(t, b, s, f) })
@@ -53,6 +53,22 @@ func testNoLock(t *testing.T, b *box) {
 	<-ended
 	t.Run("tables elsewhere", func(t *testing.T) { testTablesElsewhere(t, b, s) })
 	b.exec(t, "DROP TABLE d.report")
+}
+
+// testNoLockBudget has a slow snapshot. While DDL waits for it, it is given up like any other.
+func testNoLockBudget(t *testing.T, b *box, s *Server, req QuiesceRequest) {
+	if !req.Facts.NobodyWaits(req.Mode) {
+		testBudget(t, b, s, req)
+		return
+	}
+	req.Budget = 300 * time.Millisecond
+	q, err := s.Quiesce(context.Background(), req, func(ctx context.Context, _ respaldo.Coordinates) error {
+		b.exec(t, "DO SLEEP(2.5)") // longer than whole seconds of the budget, too
+		return context.Cause(ctx)
+	})
+	if err != nil || q.HeldSeconds < req.Budget.Seconds() {
+		t.Errorf("nobody waited, but: %+v, %v", q, err)
+	}
 }
 
 // testObstacles has a report that runs for long by now, and somebody's LOCK TABLES: only
