@@ -156,6 +156,11 @@ func (op *operation) look(ctx context.Context) (*Outlook, error) {
 	} else {
 		o.addStandstill()
 	}
+	if o.Pause > op.MaxLock.Seconds() && !facts.NobodyWaits(o.Lock) {
+		o.Warnings = append(o.Warnings, fmt.Sprintf(
+			"the snapshot is expected to take %.2f s, more than max_lock = %s allows: give --max-lock %s",
+			o.Pause, op.MaxLock, time.Duration(2*o.Pause*float64(time.Second)).Round(100*time.Millisecond)))
+	}
 	return o, nil
 }
 
@@ -202,11 +207,6 @@ func (op *operation) lookAtVolume(ctx context.Context, o *Outlook) error {
 		}
 	}
 	o.Pause, o.PauseFrom = op.expectedPause(o.Volume, o.Space)
-	if o.Pause > op.MaxLock.Seconds() {
-		o.Warnings = append(o.Warnings, fmt.Sprintf(
-			"the snapshot is expected to take %.2f s, more than max_lock = %s allows: give --max-lock %s",
-			o.Pause, op.MaxLock, time.Duration(2*o.Pause*float64(time.Second)).Round(100*time.Millisecond)))
-	}
 	return nil
 }
 

@@ -27,6 +27,8 @@ const (
 	heldTries = 2
 	// crossedTries is how often a snapshot without a lock is taken that something crosses.
 	crossedTries = 3
+	// changedTries is how often the server is looked at anew because tables came to lie elsewhere.
+	changedTries = 3
 )
 
 // freeze takes the snapshot of a quiesced server, again and again while there is hope and
@@ -65,11 +67,13 @@ func (op *operation) holds(name string) bool {
 
 // tries is what was tried so far.
 type tries struct {
-	deadline time.Time
-	pause    time.Duration // before the next one
-	made     int
-	held     int // ended because the lock was not had for long enough
-	crossed  int // in the mode of now
+	deadline  time.Time
+	pause     time.Duration // before the next one
+	made      int
+	held      int  // ended because the lock was not had for long enough
+	crossed   int  // in the mode of now
+	changed   int  // what the look at the server had found
+	escalated bool // to a lock, since too much crossed
 }
 
 // again returns when it is time for the next try, or why there is none: a failed one's error,
@@ -78,6 +82,8 @@ func (t *tries) again(ctx context.Context, op *operation, o *Outlook, q respaldo
 	switch {
 	case ctx.Err() != nil || hasKind(err, respaldo.Leftovers): // a locking session may live on
 		return err
+	case errors.Is(err, mysql.ErrChanged):
+		return t.lookAnew(ctx, op, o, err)
 	case errors.Is(err, mysql.ErrCrossed):
 		return t.retake(op, o, err)
 	case respaldo.KindOf(err) != respaldo.LockTimeout || q.WaitedSeconds == 0: // it was never asked for: patience is used up
@@ -143,6 +149,26 @@ func hasKind(err error, kind respaldo.Kind) bool {
 	return false
 }
 
+// lookAnew replaces what was found at first, when DDL has changed it since: what can no longer
+// be backed up is refused, and what came to lie elsewhere is included.
+func (t *tries) lookAnew(ctx context.Context, op *operation, o *Outlook, err error) error {
+	if t.changed++; t.changed > changedTries {
+		return withTries(err, t.made)
+	}
+	op.Report.Warn(fmt.Sprintf("try %d: %v; looking at the server anew", t.made, err))
+	fresh, err := op.look(ctx)
+	if err != nil {
+		return err
+	}
+	o.close()
+	stricter, reason := o.Lock, o.LockReason
+	*o = *fresh
+	if t.escalated && o.Lock == respaldo.LockNone {
+		o.Lock, o.LockReason = stricter, reason
+	}
+	return o.Refusal()
+}
+
 // retake is for a snapshot without a lock that something crossed: nobody has waited for it, so
 // the next may come at once. A server on which it happens again and again needs a lock, unless
 // it was said that there must be none.
@@ -159,6 +185,7 @@ func (t *tries) retake(op *operation, o *Outlook, err error) error {
 		return withTries(err, t.made)
 	}
 	op.Report.Warn(fmt.Sprintf("try %d: %v; the next one is under the lock %s", t.made, err, mode))
+	t.escalated = true
 	o.Lock, o.LockReason, t.crossed = mode, fmt.Sprintf("%s; without a lock something crossed the snapshot %d times", reason, crossedTries), 0
 	o.addStandstill()
 	return nil

@@ -76,6 +76,11 @@ func TestTryingAgainEnds(t *testing.T) {
 	if respaldo.KindOf(err) != respaldo.LockTimeout || !strings.Contains(err.Error(), "2 tries") {
 		t.Errorf("out of patience: %v", err)
 	}
+	moving := tries{deadline: time.Now().Add(time.Hour), made: changedTries, changed: changedTries}
+	changed := &respaldo.Error{Kind: respaldo.LockTimeout, What: "a table is elsewhere", Hint: "run again", Err: mysql.ErrChanged}
+	if err := moving.again(t.Context(), op, &Outlook{}, asked, changed); !errors.Is(err, mysql.ErrChanged) || !strings.Contains(err.Error(), "3 tries") {
+		t.Errorf("looked at anew without an end: %v", err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(time.Millisecond, cancel)
 	patient := tries{deadline: time.Now().Add(24 * time.Hour), pause: time.Hour}

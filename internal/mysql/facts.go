@@ -66,7 +66,8 @@ type Facts struct {
 	redoLogState string           // "ON", "OFF"; empty where it cannot be switched off
 	preparedXA   int              // XA transactions that were prepared
 	xaHidden     bool             // they could not be seen
-	counters     map[string]int64 // of statements, before the engines were looked at
+	counters     map[string]int64 // of statements, before the tables were looked at
+	ddlRan       bool             // while they were
 }
 
 // EngineUse is how much a storage engine is used by user tables.
@@ -106,28 +107,11 @@ func (s *Server) Facts(ctx context.Context) (*Facts, error) {
 	if f.SeesAllTables, err = s.seesAllTables(ctx); err != nil {
 		return nil, s.explain(err, "reading our privileges")
 	}
-	status, err := queryRows(ctx, s.db, "SHOW GLOBAL STATUS")
-	if err == nil {
-		f.counters, err = statementCounters(status)
-	}
-	if err != nil {
-		return nil, s.explain(err, "reading the server's status")
-	}
-	f.redoLog(status)
-	files := lookAtFiles(f.Process.DataDir)
-	f.FilesSeen = files.seen
-	if err := s.engines(ctx, s.db, f, files); err != nil {
-		return nil, s.explain(err, "reading the list of tables")
-	}
 	f.OptionFiles = serverOptionFiles(f.Process)
-	spaces, err := s.tablespaces(ctx)
-	if err != nil {
-		return nil, s.explain(err, "reading the list of tablespaces")
+	if err := s.tables(ctx, s.db, f); err != nil {
+		return nil, err
 	}
-	f.layOut(spaces, files)
-	if err := s.encryption(ctx, f); err != nil {
-		return nil, s.explain(err, "looking for encrypted tables")
-	}
+	f.redoLog()
 	if f.preparedXA, f.xaHidden, err = s.preparedXA(ctx, s.db); err != nil {
 		return nil, s.explain(err, "looking for prepared XA transactions")
 	}
@@ -154,8 +138,8 @@ func readVariables(shown []row) map[string]string {
 
 // redoLog refuses a server whose redo log was switched off for a bulk load: not even the
 // server itself can be started after a crash then.
-func (f *Facts) redoLog(status []row) {
-	if f.redoLogState = redoLogState(status); strings.EqualFold(f.redoLogState, "OFF") {
+func (f *Facts) redoLog() {
+	if strings.EqualFold(f.redoLogState, "OFF") {
 		f.refused = append(f.refused, &respaldo.Error{Kind: respaldo.Refused, What: "InnoDB's redo log is disabled: an image could not be recovered",
 			Hint: "ALTER INSTANCE ENABLE INNODB REDO_LOG"})
 	}

@@ -6,14 +6,15 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 
 	respaldo "github.com/respaldo-backup/respaldo"
 )
 
 // encryption finds out whether anything in the data needs a key, and where the keys are.
-func (s *Server) encryption(ctx context.Context, f *Facts) error {
-	n, err := s.encryptedTablespaces(ctx, f)
+func (s *Server) encryption(ctx context.Context, q queryer, f *Facts) error {
+	n, err := s.encryptedTablespaces(ctx, q, f)
 	if err != nil {
 		return err
 	}
@@ -52,29 +53,31 @@ func (f *Facts) hasKeys() bool {
 }
 
 // encryptedTablespaces counts what InnoDB itself knows to be encrypted. Needs PROCESS.
-func (s *Server) encryptedTablespaces(ctx context.Context, f *Facts) (int, error) {
+func (s *Server) encryptedTablespaces(ctx context.Context, q queryer, f *Facts) (int, error) {
 	var query string
 	switch v := f.Version; {
 	case asksForSuper(v) && !f.hasKeys():
 		return 0, nil
 	case v.Flavor == respaldo.MariaDB:
-		query = "SELECT COUNT(*) FROM information_schema.INNODB_TABLESPACES_ENCRYPTION WHERE ENCRYPTION_SCHEME <> 0"
+		query = "SELECT COUNT(*) AS n FROM information_schema.INNODB_TABLESPACES_ENCRYPTION WHERE ENCRYPTION_SCHEME <> 0"
 	case v.AtLeast(respaldo.MySQL, 8, 0, 13):
-		query = "SELECT COUNT(*) FROM information_schema.INNODB_TABLESPACES WHERE ENCRYPTION = 'Y'"
+		query = "SELECT COUNT(*) AS n FROM information_schema.INNODB_TABLESPACES WHERE ENCRYPTION = 'Y'"
 	case v.AtLeast(respaldo.MySQL, 8, 0, 0):
-		query = "SELECT COUNT(*) FROM information_schema.INNODB_TABLESPACES WHERE FLAG & 8192"
+		query = "SELECT COUNT(*) AS n FROM information_schema.INNODB_TABLESPACES WHERE FLAG & 8192"
 	case v.AtLeast(respaldo.MySQL, 5, 7, 11): // FSP_FLAGS_MASK_ENCRYPTION
-		query = "SELECT COUNT(*) FROM information_schema.INNODB_SYS_TABLESPACES WHERE FLAG & 8192"
+		query = "SELECT COUNT(*) AS n FROM information_schema.INNODB_SYS_TABLESPACES WHERE FLAG & 8192"
 	default:
 		return 0, nil
 	}
-	var n int
-	err := s.db.QueryRowContext(ctx, query).Scan(&n)
+	counted, err := queryRows(ctx, q, query)
 	if errorNumber(err) == errPrivilegeNeeded && asksForSuper(f.Version) {
 		return 0, &respaldo.Error{Kind: respaldo.Unreachable, What: "looking for encrypted tables: " + f.Version.String() + " shows them to an account with SUPER only",
 			Hint: s.asUs("GRANT SUPER ON *.* TO "+grantee) + "; not needed from 10.4.14 and 10.5.5 on (MDEV-23003)", Err: err}
 	}
-	return n, err
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(counted[0]["n"])
 }
 
 // fileKey is the variable with the key of the key file, or FILE: and where it is.

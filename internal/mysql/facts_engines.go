@@ -2,6 +2,7 @@ package mysql
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"slices"
 	"sort"
@@ -10,8 +11,25 @@ import (
 	respaldo "github.com/respaldo-backup/respaldo"
 )
 
-// systemSchemas hold the server's own tables.
+// systemSchemas hold the server's own tables. Nothing keeps users from making theirs in some.
 var systemSchemas = map[string]bool{"mysql": true, "sys": true, "information_schema": true, "performance_schema": true, "ndbinfo": true}
+
+// isServers tells the server's own tables from those that users made among them. Before MySQL
+// 8.0 and on MariaDB those of MyISAM and Aria in the schema mysql are watched, whoever made
+// them (systemFiles); since then the logs are all that the server has there without transactions.
+func (s *Server) isServers(schema, table, engine string) bool {
+	engine = strings.ToLower(engine)
+	switch strings.ToLower(schema) {
+	case "mysql":
+		watched := !s.version.AtLeast(respaldo.MySQL, 8, 0, 0) && (engine == "myisam" || engine == "aria")
+		return watched || engine == "innodb" || engine == "ndbcluster" || table == "general_log" || table == "slow_log"
+	case "sys":
+		return table == "sys_config"
+	case "ndbinfo":
+		return engine == "ndbinfo"
+	}
+	return false
+}
 
 // transactional engines; Aria survives a crash but knows no transactions.
 var transactionalEngines = map[string]bool{"innodb": true, "rocksdb": true, "tokudb": true, "ndbcluster": true}
@@ -37,7 +55,7 @@ var lostContents = map[string]string{
 func (s *Server) engines(ctx context.Context, q queryer, f *Facts, files fileLook) error {
 	// No column more: others, CREATE_OPTIONS among them, make servers before MySQL 8 open every table.
 	rows, err := q.QueryContext(ctx, `SELECT TABLE_SCHEMA, TABLE_NAME, ENGINE FROM information_schema.TABLES
-		WHERE TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED', 'SEQUENCE') AND TABLE_SCHEMA NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema', 'ndbinfo')`)
+		WHERE TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED', 'SEQUENCE') AND TABLE_SCHEMA NOT IN ('information_schema', 'performance_schema')`)
 	if err != nil {
 		return err
 	}
@@ -52,15 +70,18 @@ func (s *Server) engines(ctx context.Context, q queryer, f *Facts, files fileLoo
 	}
 	for rows.Next() {
 		var schema, table string
-		var engine *string
+		var engine sql.NullString
 		if err := rows.Scan(&schema, &table, &engine); err != nil {
 			return err
 		}
-		if engine == nil { // a damaged definition, or an engine that is not loaded
+		if s.isServers(schema, table, engine.String) {
+			continue
+		}
+		if !engine.Valid { // a damaged definition, or an engine that is not loaded
 			f.Warnings = append(f.Warnings, fmt.Sprintf("the server cannot open table %s.%s", schema, table))
 			continue
 		}
-		u := use(*engine)
+		u := use(engine.String)
 		u.Tables++
 		if len(u.Examples) < 3 {
 			u.Examples = append(u.Examples, schema+"."+table)

@@ -314,7 +314,7 @@ func TestSuperIsNotAskedForWithoutKeys(t *testing.T) {
 		}
 	}
 	f := &Facts{Version: respaldo.Version{Flavor: respaldo.MariaDB, Major: 10, Minor: 3}, Variables: map[string]string{"innodb_encrypt_tables": "OFF"}}
-	if n, err := (&Server{}).encryptedTablespaces(t.Context(), f); n != 0 || err != nil { // there is no server to ask
+	if n, err := (&Server{}).encryptedTablespaces(t.Context(), nil, f); n != 0 || err != nil { // there is no server to ask
 		t.Errorf("%d, %v", n, err)
 	}
 	f.Variables["file_key_management_filename"] = "/k"

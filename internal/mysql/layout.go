@@ -20,7 +20,7 @@ type tablespace struct {
 
 // tablespaces asks InnoDB for files outside the data directory: every version has the
 // list in another table. Needs PROCESS.
-func (s *Server) tablespaces(ctx context.Context) ([]tablespace, error) {
+func (s *Server) tablespaces(ctx context.Context, q queryer) ([]tablespace, error) {
 	var query string
 	switch v := s.version; {
 	case v.AtLeast(respaldo.MySQL, 8, 0, 0):
@@ -30,7 +30,7 @@ func (s *Server) tablespaces(ctx context.Context) ([]tablespace, error) {
 	default:
 		query = "SELECT t.NAME AS name, d.PATH AS path FROM information_schema.INNODB_SYS_DATAFILES d JOIN information_schema.INNODB_SYS_TABLESPACES t ON t.SPACE = d.SPACE WHERE d.PATH NOT LIKE './%'"
 	}
-	rows, err := queryRows(ctx, s.db, query)
+	rows, err := queryRows(ctx, q, query)
 	if err != nil {
 		return nil, err
 	}

@@ -18,7 +18,8 @@ type QuiesceRequest struct {
 	Mode   respaldo.LockMode // LockNone, LockBackup or LockGlobal, as ChooseLock said
 	Reason string            // why, for the record
 	// Budget bounds waiting for the lock and holding it together: the time that a writer
-	// may have to wait because of this one attempt.
+	// may have to wait because of this one attempt. Where nothing is locked fn's time is not part
+	// of it.
 	Budget time.Duration
 	// Patience bounds looking for a moment without long statements before the lock is
 	// asked for, during which nobody waits for us; 0 is as long as Budget.
@@ -72,7 +73,7 @@ func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx co
 		return q, err
 	}
 	calm := calmWait{l: l, patience: patience, waiting: req.Waiting, kill: req.KillBlockers, unready: req.unready, began: time.Now()}
-	if err := calm.then(ctx, req.BeforeLock); err != nil {
+	if err := calm.then(ctx, func() error { return l.beforeLock(ctx, req.BeforeLock) }); err != nil {
 		return q, err
 	}
 	if err := l.settings(ctx); err != nil {
@@ -84,6 +85,9 @@ func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx co
 		if failed := req.released(); err == nil {
 			err = failed
 		}
+	}
+	if err == nil {
+		err = l.tablesHold()
 	}
 	if err == nil {
 		req.Probe.end(ctx, &q)
@@ -108,6 +112,9 @@ type lock struct {
 	id      uint64    // conn's, for KILL
 	killer  *sql.Conn
 	closers []func()
+
+	tables    chan error // what a look at the tables under the lock has come to
+	tablesNow Facts      // valid after
 }
 
 // lockStatements are what takes and gives back a lock.
@@ -208,10 +215,9 @@ func (s *Server) prepareLock(ctx context.Context, req QuiesceRequest) (l *lock, 
 // for a calm moment may take longer, and end with the connection.
 func (l *lock) settings(ctx context.Context) error {
 	seconds := int(math.Ceil(l.budget.Seconds()))
-	set := []string{
-		fmt.Sprintf("SET SESSION lock_wait_timeout = %d", seconds),
-		fmt.Sprintf("SET SESSION wait_timeout = %d", seconds+1),
-		"SET SESSION autocommit = 1",
+	set := []string{fmt.Sprintf("SET SESSION lock_wait_timeout = %d", seconds), "SET SESSION autocommit = 1"}
+	if len(l.take) > 0 {
+		set = append(set, fmt.Sprintf("SET SESSION wait_timeout = %d", seconds+1))
 	}
 	if l.s.version.Flavor == respaldo.MariaDB {
 		set = append(set, "SET SESSION max_statement_time = 0")
@@ -255,6 +261,7 @@ func (l *lock) hold(ctx context.Context, q *respaldo.Quiesced, fn func(context.C
 		return l.s.explain(err, "taking the lock")
 	}
 	dog.granted()
+	l.lookAtTables(ctx)
 	defer func() { // also when fn panics
 		unlockErr := l.release(unbound)
 		q.HeldSeconds = time.Since(granted).Seconds()
@@ -277,7 +284,7 @@ func (l *lock) run(ctx context.Context, q *respaldo.Quiesced, dog *watchdog, fn 
 	stopPeek := peek(l.raw, dog.lost)
 	defer stopPeek()
 	q.At = time.Now().UTC()
-	return fn(ctx, q.Coordinates)
+	return dog.freely(func() error { return fn(ctx, q.Coordinates) })
 }
 
 // unlocked calls run between two looks at what must not cross it, the first of which may
@@ -292,6 +299,42 @@ func (l *lock) unlocked(ctx context.Context, q *respaldo.Quiesced, until time.Ti
 		return err
 	}
 	return l.s.explain(w.end(context.WithoutCancel(ctx)), "looking for what has crossed the snapshot")
+}
+
+// beforeLock does what is done right before the lock, and sees that what is known of the
+// tables still holds: first, since that may take long, and once more.
+func (l *lock) beforeLock(ctx context.Context, before func() error) error {
+	if err := l.s.refresh(ctx, l.s.db, l.facts, l.mode); err != nil || before == nil {
+		return err
+	}
+	if err := before(); err != nil {
+		return err
+	}
+	return l.s.refresh(ctx, l.s.db, l.facts, l.mode)
+}
+
+// lookAtTables begins to see, on another connection, that there was no DDL right before the
+// lock which changed what is known of the tables. The lock, which keeps DDL out, does not
+// last longer for it.
+func (l *lock) lookAtTables(ctx context.Context) {
+	if len(l.take) == 0 {
+		return // DDL is watched
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	l.closers = append(l.closers, cancel)
+	l.tables, l.tablesNow = make(chan error, 1), *l.facts // which others read meanwhile
+	go func() { l.tables <- l.s.refresh(ctx, l.s.db, &l.tablesNow, l.mode) }()
+}
+
+// tablesHold waits for what that came to. If it ends after the lock, it may count what came
+// after that: an image is then discarded that was good.
+func (l *lock) tablesHold() error {
+	if l.tables == nil {
+		return nil
+	}
+	err := <-l.tables
+	l.facts.takeOver(&l.tablesNow)
+	return err
 }
 
 func (l *lock) acquire(ctx context.Context) error {
@@ -341,8 +384,7 @@ func (l *lock) notGranted(err error) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	// What would be no obstacle to BACKUP STAGE at first sight may have been one all the same.
-	if found, _, err := l.s.blockers(ctx, l.killer, respaldo.LockGlobal); err == nil && len(found) > 0 {
+	if found := l.inTheWay(ctx); len(found) > 0 {
 		e.What += ", perhaps because of " + nameAll(found)
 		if l.s.version.Flavor == respaldo.MySQL && found[0].ID != 0 {
 			// Measured on 5.6 and 9.7; nothing but the end of the statement helps.

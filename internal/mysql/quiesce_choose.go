@@ -94,3 +94,9 @@ func (f *Facts) wayWithoutLock() way {
 	}
 	return byWatching
 }
+
+// NobodyWaits tells that a snapshot of this mode locks nothing, not even DDL, so that nobody
+// minds how long it takes.
+func (f *Facts) NobodyWaits(mode respaldo.LockMode) bool {
+	return mode == respaldo.LockNone && f.wayWithoutLock() == byWatching
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -57,12 +58,12 @@ func (t Statement) String() string {
 // WITH READ LOCK, and nothing of that kind blocks BACKUP STAGE except LOCK TABLES and
 // writes to non-transactional tables, which it waits for without stalling others.
 //
-// unsure tells that somebody may hold LOCK TABLES, but the tables in use may as well be
-// those of the statements that run just now: look again.
-func (s *Server) blockers(ctx context.Context, q queryer, mode respaldo.LockMode) (found []Statement, unsure bool, err error) {
+// unsure are tables that somebody may hold with LOCK TABLES, but they may as well be those
+// of the statements that run just now: look again.
+func (s *Server) blockers(ctx context.Context, q queryer, mode respaldo.LockMode) (found []Statement, unsure []string, err error) {
 	list, err := queryRows(ctx, q, lookStatement)
 	if err != nil {
-		return nil, false, err
+		return nil, nil, err
 	}
 	active := 0
 	for _, p := range list {
@@ -76,23 +77,30 @@ func (s *Server) blockers(ctx context.Context, q queryer, mode respaldo.LockMode
 		}
 	}
 	if mode == respaldo.LockNone && !s.version.AtLeast(respaldo.MariaDB, 10, 4, 1) {
-		return found, false, nil // LOCK TABLES is in the way of BACKUP STAGE only
+		return found, nil, nil // LOCK TABLES is in the way of BACKUP STAGE only
 	}
 	locked, unsure, err := s.lockTables(ctx, q, active)
 	if err != nil {
-		return nil, false, err
+		return nil, nil, err
 	}
 	found = append(found, locked...)
 	sort.SliceStable(found, func(i, j int) bool { return found[i].Seconds > found[j].Seconds })
 	return found, unsure, nil
 }
 
-// isActive leaves out whoever holds no table for sure: sleepers, those who send binlogs,
-// and ourselves. Replication's threads and events are in.
+// isActive leaves out whoever runs no statement that uses a table: sleepers, those who send
+// binlogs, who log in or go away, and ourselves. Replication's threads and events are in.
+//
+// MySQL 5.6 now and then keeps a session that was killed while idle as "Killed" until its
+// wait_timeout.
 func isActive(p row) bool {
 	switch p["command"] {
-	case "Sleep", "Daemon", "Binlog Dump", "Binlog Dump GTID":
+	case "Sleep", "Daemon", "Binlog Dump", "Binlog Dump GTID", "Quit":
 		return false
+	case "Killed", "Connect":
+		if p["info"] == "" && (p["command"] == "Killed" && p["user"] != "system user" || p["user"] == "unauthenticated user") {
+			return false
+		}
 	}
 	return p["info"] != lookStatement && !isNap(p)
 }
@@ -142,7 +150,7 @@ func statementOf(p row, seconds int) Statement {
 // lockTables finds sessions that hold LOCK TABLES. MySQL 8 tells who they are; elsewhere
 // only the tables in use are to be seen (by an account that may see them), and that is
 // conclusive only while no statement runs.
-func (s *Server) lockTables(ctx context.Context, q queryer, active int) (found []Statement, unsure bool, err error) {
+func (s *Server) lockTables(ctx context.Context, q queryer, active int) (found []Statement, unsure []string, err error) {
 	if s.version.AtLeast(respaldo.MySQL, 8, 0, 0) {
 		held, err := queryRows(ctx, q, `SELECT t.PROCESSLIST_ID AS id, t.PROCESSLIST_USER AS user, t.PROCESSLIST_HOST AS host, t.PROCESSLIST_TIME AS time,
 				GROUP_CONCAT(DISTINCT CONCAT(m.OBJECT_SCHEMA, '.', m.OBJECT_NAME) ORDER BY 1 SEPARATOR ', ') AS tables
@@ -150,10 +158,10 @@ func (s *Server) lockTables(ctx context.Context, q queryer, active int) (found [
 			WHERE m.LOCK_STATUS = 'GRANTED' AND m.OBJECT_TYPE = 'TABLE' AND m.LOCK_TYPE IN ('SHARED_NO_READ_WRITE', 'SHARED_READ_ONLY') AND t.PROCESSLIST_COMMAND = 'Sleep'
 			GROUP BY t.PROCESSLIST_ID, t.PROCESSLIST_USER, t.PROCESSLIST_HOST, t.PROCESSLIST_TIME`)
 		if errorNumber(err) == errTableAccessDenied {
-			return nil, false, nil // the budget bounds what we could not foresee
+			return nil, nil, nil // the budget bounds what we could not foresee
 		}
 		if err != nil {
-			return nil, false, err
+			return nil, nil, err
 		}
 		for _, h := range held {
 			t := statementOf(h, 0)
@@ -161,11 +169,11 @@ func (s *Server) lockTables(ctx context.Context, q queryer, active int) (found [
 			t.LockTables, t.Text = true, "LOCK TABLES on "+h["tables"]
 			found = append(found, t)
 		}
-		return found, false, nil
+		return found, nil, nil
 	}
 	open, err := queryRows(ctx, q, "SHOW OPEN TABLES WHERE In_use > 0")
 	if err != nil {
-		return nil, false, err
+		return nil, nil, err
 	}
 	var tables []string
 	for _, o := range open {
@@ -174,9 +182,37 @@ func (s *Server) lockTables(ctx context.Context, q queryer, active int) (found [
 		}
 	}
 	if len(tables) == 0 || active > 0 {
-		return nil, len(tables) > 0, nil
+		return nil, tables, nil
 	}
-	return []Statement{{LockTables: true, Text: "some connection holds LOCK TABLES on " + strings.Join(tables, ", ")}}, false, nil
+	return []Statement{{LockTables: true, Text: "some connection holds LOCK TABLES on " + strings.Join(tables, ", ")}}, nil, nil
+}
+
+// inTheWay looks who was in the way of a lock that was not granted. Where LOCK TABLES cannot
+// be told from running statements it looks again, for two thirds of a second at most, until
+// it can. Else it names the tables that were in use in each look.
+func (l *lock) inTheWay(ctx context.Context) []Statement {
+	var always []string
+	for pause := 10 * time.Millisecond; ; pause *= 2 {
+		// What would be no obstacle to BACKUP STAGE at first sight may have been one all the same.
+		found, unsure, err := l.s.blockers(ctx, l.killer, respaldo.LockGlobal)
+		// Servers count seconds by their clock's ticks: the shortest statement may have run for 1.
+		long := slices.ContainsFunc(found, func(t Statement) bool { return t.LockTables || t.Seconds > longSeconds })
+		if err != nil || long || len(unsure) == 0 {
+			return found
+		}
+		if always == nil {
+			always = unsure
+		}
+		always = slices.DeleteFunc(always, func(table string) bool { return !slices.Contains(unsure, table) })
+		if len(always) == 0 {
+			return found
+		}
+		if pause > 320*time.Millisecond {
+			text := "LOCK TABLES on one of the tables that are in use all the time: " + strings.Join(always, ", ")
+			return append([]Statement{{LockTables: true, Text: text}}, found...)
+		}
+		time.Sleep(pause)
+	}
 }
 
 var (
@@ -239,7 +275,7 @@ func (c *calmWait) then(ctx context.Context, before func() error) error {
 	}
 }
 
-func (c *calmWait) look(ctx context.Context) (found []Statement, unsure bool, err error) {
+func (c *calmWait) look(ctx context.Context) (found []Statement, unsure []string, err error) {
 	found, unsure, err = c.l.s.blockers(ctx, c.l.killer, c.l.mode)
 	return found, unsure, c.l.s.explain(err, "looking at running statements")
 }
@@ -249,7 +285,7 @@ func (c *calmWait) wait(ctx context.Context) error {
 	pause := 20 * time.Millisecond
 	for looks := 1; ; looks++ {
 		found, unsure, err := c.look(ctx)
-		if err != nil || len(found) == 0 && (!unsure || looks >= unsureLooks) {
+		if err != nil || len(found) == 0 && (len(unsure) == 0 || looks >= unsureLooks) {
 			return err
 		}
 		if c.kill != nil && time.Since(c.began) >= min(killAfter, c.patience/2) {

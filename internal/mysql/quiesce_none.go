@@ -93,8 +93,8 @@ const comment = `/\*(?:[^!*M]|M[^!*]|\*+[^*/])(?:[^*]|\*+[^*/])*\*+/|--[ \t][^\n
 // right now: longer than a tick of the filesystem's clock.
 const settled = 30 * time.Millisecond
 
-// begin returns when nothing that must not cross is under way, having seen that everything
-// which Facts found still holds. It waits for that until the time given.
+// begin returns when nothing that must not cross is under way, having seen that what Facts
+// found still holds, tables excepted. It waits for that until the time given.
 func (w *watch) begin(ctx context.Context, until time.Time) (err error) {
 	interrupted, ctx := ctx, context.WithoutCancel(ctx) // a query that is broken off takes the connection with it
 	pause := 2 * time.Millisecond
@@ -122,12 +122,8 @@ func (w *watch) begin(ctx context.Context, until time.Time) (err error) {
 		return crossed("the binlogs may have been reset since the server was looked at")
 	}
 	now := *w.f
-	if moved(w.f.counters, w.seen.counters, ddlCounters) != "" {
-		now.Engines, now.Lost, now.Warnings = nil, nil, nil
-		if err := w.s.engines(ctx, w.q, &now, lookAtFiles(w.f.Process.DataDir)); err != nil {
-			return err
-		}
-		w.f.Engines, w.f.counters = now.Engines, w.seen.counters // for the next try, and for a stricter lock
+	if w.ddl && w.f.tablesMoved(w.seen.counters) { // where it is kept out, it is looked for in peace
+		return crossed("DDL came right before the snapshot")
 	}
 	if now.preparedXA, now.xaHidden, err = w.s.preparedXA(ctx, w.q); err != nil {
 		return err

@@ -44,14 +44,31 @@ func testNoLock(t *testing.T, b *box) {
 	t.Run("DDL that runs", func(t *testing.T) { testRunningDDL(t, b, s, f) })
 	t.Run("conditions", func(t *testing.T) { testConditions(t, b, s) })
 	t.Run("account", func(t *testing.T) { testNoLockAccount(t, b) })
-	for name, test := range map[string]func(*testing.T, *box, *Server, QuiesceRequest){"fn fails": testFnFails, "budget": testBudget, "killed": testKilled, "interrupted": testInterrupted} {
+	for name, test := range map[string]func(*testing.T, *box, *Server, QuiesceRequest){"fn fails": testFnFails, "budget": testNoLockBudget, "killed": testKilled, "interrupted": testInterrupted} {
 		t.Run(name, func(t *testing.T) { test(t, b, s, quiet(f, mode)) })
 	}
 	t.Run("changed since", func(t *testing.T) { testChangedSince(t, b, s, f) })
 	t.Run("obstacles", func(t *testing.T) { testObstacles(t, b, s, quiet(coveredFacts(t, s), mode)) })
 	b.exec(t, fmt.Sprintf("KILL %d", id))
 	<-ended
+	t.Run("tables elsewhere", func(t *testing.T) { testTablesElsewhere(t, b, s) })
 	b.exec(t, "DROP TABLE d.report")
+}
+
+// testNoLockBudget has a slow snapshot. While DDL waits for it, it is given up like any other.
+func testNoLockBudget(t *testing.T, b *box, s *Server, req QuiesceRequest) {
+	if !req.Facts.NobodyWaits(req.Mode) {
+		testBudget(t, b, s, req)
+		return
+	}
+	req.Budget = 300 * time.Millisecond
+	q, err := s.Quiesce(context.Background(), req, func(ctx context.Context, _ respaldo.Coordinates) error {
+		b.exec(t, "DO SLEEP(2.5)") // longer than whole seconds of the budget, too
+		return context.Cause(ctx)
+	})
+	if err != nil || q.HeldSeconds < req.Budget.Seconds() {
+		t.Errorf("nobody waited, but: %+v, %v", q, err)
+	}
 }
 
 // testObstacles has a report that runs for long by now, and somebody's LOCK TABLES: only
@@ -150,6 +167,12 @@ func mustBeCrossed(t *testing.T, err error, words ...string) {
 // across has statements between the two looks of a watch.
 func across(t *testing.T, s *Server, f *Facts, ddl bool, c *sql.Conn, statements ...string) error {
 	t.Helper()
+	waitFor(t, "the DDL before to be over", func() bool {
+		if err := s.refresh(context.Background(), s.db, f, respaldo.LockNone); err != nil {
+			t.Fatal(explained(err))
+		}
+		return !f.ddlRan
+	})
 	w := &watch{s: s, q: s.db, f: f, ddl: ddl, own: !ddl && s.version.Flavor == respaldo.MariaDB}
 	if err := w.begin(context.Background(), time.Now().Add(patience)); err != nil {
 		t.Fatal(explained(err))
@@ -167,7 +190,7 @@ func testXA(t *testing.T, b *box, s *Server, f *Facts) {
 	ctx, c := context.Background(), b.conn(t)
 	mustBeCrossed(t, across(t, s, f, false, c, "XA START 'x'", "INSERT INTO d.t (v) VALUES (1)", "XA END 'x'", "XA PREPARE 'x'"), "XA PREPARE")
 	w := &watch{s: s, q: s.db, f: f}
-	mustBeCrossed(t, w.begin(ctx, time.Now()), "1 prepared XA transaction")
+	mustBeCrossed(t, w.begin(ctx, time.Now().Add(patience)), "1 prepared XA transaction") // the statement is listed a little longer
 	if _, err := c.ExecContext(ctx, "XA ROLLBACK 'x'"); err != nil {
 		t.Fatal(err)
 	}
@@ -265,7 +288,8 @@ func testRunningDDL(t *testing.T, b *box, s *Server, f *Facts) {
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
-		if err := <-began; err != nil {
+		mustBeCrossed(t, <-began, "DDL came right before") // and has ended
+		if err := across(t, s, f, true, alter); err != nil {
 			t.Errorf("the DDL has ended: %v", explained(err))
 		}
 		b.exec(t, "ALTER TABLE d.other DROP COLUMN b")
@@ -308,6 +332,9 @@ func testConditions(t *testing.T, b *box, s *Server) {
 		{"mariadb-11.8", "SET GLOBAL innodb_doublewrite = fast", "SET GLOBAL innodb_doublewrite = ON", "innodb_doublewrite is fast"},
 		{"mariadb-11.8", "SET GLOBAL innodb_doublewrite = OFF", "SET GLOBAL innodb_doublewrite = ON", "innodb_doublewrite is OFF"},
 		{"mysql-9.7 mariadb-10.5", "CREATE TABLE d.plain (id INT) ENGINE=MyISAM", "DROP TABLE d.plain", "there are tables of MyISAM (d.plain)"},
+		{"mysql-9.7", "CREATE TABLE mysql.plain (id INT) ENGINE=MyISAM", "DROP TABLE mysql.plain", "there are tables of MyISAM (mysql.plain)"},
+		{"mysql-9.7 mariadb-11.8", "CREATE TABLE sys.plain (id INT) ENGINE=MyISAM", "DROP TABLE sys.plain", "there are tables of MyISAM (sys.plain)"},
+		{"mysql-5.6 mysql-9.7 mariadb-10.5 mariadb-10.11 mariadb-11.8", "CREATE DATABASE ndbinfo; CREATE TABLE ndbinfo.plain (id INT) ENGINE=MyISAM", "DROP DATABASE ndbinfo", "there are tables of MyISAM (ndbinfo.plain)"},
 		{"mysql-9.7 mariadb-10.5", "XA START 'x'; INSERT INTO d.t (v) VALUES (1); XA END 'x'; XA PREPARE 'x'", "XA ROLLBACK 'x'", "XA RECOVER lists 1 prepared XA transaction"},
 	} {
 		if !strings.Contains(c.servers, b.name) {

@@ -46,6 +46,7 @@ func testQuiesce(t *testing.T, b *box) {
 		})
 	}
 	t.Run("half done", func(t *testing.T) { testHalfDone(t, b, s, f) })
+	t.Run("lock tables among others", func(t *testing.T) { testLockTablesAmongOthers(t, b, s, quiet(f, respaldo.LockGlobal)) })
 	t.Run("frozen", func(t *testing.T) { testFrozen(t, b, s, quiet(f, modes[len(modes)-1])) })
 	t.Run("ddl", func(t *testing.T) { testDDL(t, b, s, quiet(f, respaldo.LockGlobal)) })
 	t.Run("no such lock", func(t *testing.T) {
@@ -427,6 +428,43 @@ func testHalfDone(t *testing.T, b *box, s *Server, f *Facts) {
 	mustBeCrossed(t, during(respaldo.LockBackup, grant), "stopped a statement midway", "GRANT SELECT ON d.*")
 }
 
+// testLockTablesAmongOthers has short statements run all the time, which before MySQL 8 hide
+// who holds LOCK TABLES: it is named all the same when the lock was not granted.
+func testLockTablesAmongOthers(t *testing.T, b *box, s *Server, req QuiesceRequest) {
+	c := b.conn(t)
+	if _, err := c.ExecContext(context.Background(), "LOCK TABLES d.t WRITE"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	const others = 3
+	for range others {
+		go func() {
+			for ctx.Err() == nil {
+				if _, err := b.root.Exec("SELECT SLEEP(0.02) FROM d.other LIMIT 1"); err != nil {
+					t.Error(err)
+				}
+			}
+			done <- struct{}{}
+		}()
+	}
+	waitFor(t, "others", b.runs(t, "SELECT SLEEP", "User sleep"))
+	req.Budget = 100 * time.Millisecond
+	_, err := s.Quiesce(context.Background(), req, func(context.Context, respaldo.Coordinates) error {
+		t.Error("locked")
+		return nil
+	})
+	mustBe(t, err, respaldo.LockTimeout, "LOCK TABLES on", "d.t")
+	cancel()
+	for range others {
+		<-done
+	}
+	if _, err := c.ExecContext(context.Background(), "UNLOCK TABLES"); err != nil {
+		t.Fatal(err)
+	}
+	b.writes(t)
+}
+
 // testDDL has an ALTER TABLE that waits for somebody's open transaction. FLUSH TABLES WITH READ
 // LOCK would wait for it, and every writer for that.
 func testDDL(t *testing.T, b *box, s *Server, req QuiesceRequest) {
@@ -489,6 +527,10 @@ func TestStandsInTheWay(t *testing.T) {
 		{row{"command": "Slave_SQL", "user": "system user", "info": "ALTER TABLE t ADD COLUMN a INT"}, true, true, true},
 		{row{"command": "Connect", "user": "system user", "info": "", "state": "Waiting for master to send event"}, true, false, false},
 		{row{"command": "Sleep", "user": "app"}, false, false, false},
+		{row{"command": "Killed", "user": "app"}, false, false, false}, // and does not go, on 5.6
+		{row{"command": "Killed", "user": "system user"}, true, false, false},
+		{row{"command": "Connect", "user": "unauthenticated user", "state": "login"}, false, false, false},
+		{row{"command": "Quit", "user": "app"}, false, false, false},
 		{row{"command": "Binlog Dump GTID", "user": "repl"}, false, false, false},
 		{row{"command": "Daemon", "user": "event_scheduler", "state": "Waiting on empty queue"}, false, false, false},
 	} {

@@ -26,18 +26,35 @@ type watchdog struct {
 	once    sync.Once
 	isTaken chan struct{} // closed when the lock is granted
 	broken  chan error    // buffered: the loss of the connection
+	clock   chan bool     // false stops it, true starts it anew
 	quit    chan struct{}
 	done    chan struct{}
 	reason  error // valid after done
 }
 
 func (l *lock) watch(ctx context.Context, cancel context.CancelCauseFunc) *watchdog {
-	w := &watchdog{l: l, cancel: cancel, isTaken: make(chan struct{}), broken: make(chan error, 1), quit: make(chan struct{}), done: make(chan struct{})}
+	w := &watchdog{l: l, cancel: cancel, isTaken: make(chan struct{}), broken: make(chan error, 1), clock: make(chan bool), quit: make(chan struct{}), done: make(chan struct{})}
 	go w.run(ctx)
 	return w
 }
 
 func (w *watchdog) granted() { w.once.Do(func() { close(w.isTaken) }) }
+
+// freely calls f without the budget's end where there is no lock that anybody could wait for.
+func (w *watchdog) freely(f func() error) error {
+	if len(w.l.take) > 0 {
+		return f()
+	}
+	run := func(clock bool) {
+		select {
+		case w.clock <- clock:
+		case <-w.done:
+		}
+	}
+	run(false)
+	defer run(true)
+	return f()
+}
 
 // lost reports the end of the pinned connection; only the first counts.
 func (w *watchdog) lost(err error) {
@@ -77,6 +94,10 @@ func (w *watchdog) run(ctx context.Context) {
 		case err := <-w.broken:
 			w.fail(lostError(err))
 			return
+		case run := <-w.clock:
+			if timer.Stop(); run {
+				timer.Reset(w.l.budget)
+			}
 		case <-timer.C:
 			if taken == nil {
 				w.end(&respaldo.Error{Kind: respaldo.LockTimeout, What: fmt.Sprintf("the lock was given up after %s, before the snapshot was done", w.l.budget),
