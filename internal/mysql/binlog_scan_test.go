@@ -35,6 +35,9 @@ func binlogStatements(v respaldo.Version) []string {
 		"DELETE FROM d.scanned",
 		"SET GLOBAL binlog_checksum = NONE", "INSERT INTO d.t (v) VALUES (4)", "SET GLOBAL binlog_checksum = CRC32", "INSERT INTO d.t (v) VALUES (5)",
 	}
+	if v.AtLeast(respaldo.MariaDB, 10, 8, 1) { // two groups: an image between them has the table as it was, and whoever replays the second one alone alters it
+		statements = append(statements, "SET SESSION binlog_alter_two_phase = ON; ALTER TABLE d.scanned ADD COLUMN two INT, ALGORITHM=COPY; SET SESSION binlog_alter_two_phase = OFF")
+	}
 	switch {
 	case v.Flavor == respaldo.MariaDB:
 		statements = append(statements, "BEGIN; INSERT INTO d.scanned (id) VALUES (5); INSERT INTO d.t (v) VALUES (6); COMMIT",
