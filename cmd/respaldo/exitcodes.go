@@ -22,7 +22,7 @@ var exitCodes = []struct {
 	{respaldo.Usage, "usage", "the command line or the configuration is wrong; nothing was done"},
 	{respaldo.Refused, "refused", "looked, and did not begin, because it could not have worked or would have harmed; nothing was touched"},
 	{respaldo.Unreachable, "unreachable", "the server cannot be reached or does not let us in"},
-	{respaldo.LockTimeout, "lock_timeout", "the lock was not to be had, or not kept, within the budget; the server goes on, no backup was made"},
+	{respaldo.LockTimeout, "lock_timeout", "the lock was not to be had, or not kept, within the budget, or something crossed every snapshot without one; the server goes on, no backup was made"},
 	{respaldo.SnapshotLost, "snapshot_lost", "the snapshot could not be taken, overflowed or became invalid; no backup was made"},
 	{respaldo.RepoFailed, "repository", "the repository cannot be opened, written or read"},
 	{respaldo.NotProved, "not_proved", "the image does not start, or is not what it should be"},

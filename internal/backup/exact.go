@@ -9,8 +9,14 @@ import (
 	"github.com/respaldo-backup/respaldo/internal/mysql"
 )
 
+// unread is why the coordinates of an image could not be read in it. Its snapshot and its
+// mount were in order.
+type unread struct{ error }
+
+func (u unread) Unwrap() error { return u.error }
+
 // readImage reads the coordinates of an image that was taken without a lock, under which
-// the server would have said them, in its own binlogs. Nobody waits for it. Whoever starts
+// the server would have said them, in its own binlogs, or returns unread. Nobody waits for it. Whoever starts
 // a server on the image has them confirmed: see noteStated.
 func (op *operation) readImage(ctx context.Context, o *Outlook, f *frozen) error {
 	if !f.quiesced.FromImage {
@@ -37,7 +43,7 @@ func (op *operation) readImage(ctx context.Context, o *Outlook, f *frozen) error
 		}
 		read, err := mysql.CoordinatesOf(ctx, m, dirs)
 		if err != nil {
-			return joinErrors(contextCause(ctx, err), mounted.Release(ctx))
+			return joinErrors(contextCause(ctx, unread{err}), mounted.Release(ctx))
 		}
 		at.File, at.Position, at.GTIDSet = read.File, read.Position, read.GTIDSet
 		return mounted.Release(ctx)

@@ -45,13 +45,12 @@ func (op *operation) freeze(ctx context.Context, o *Outlook, k keep) (*frozen, e
 		t.made++
 		if err == nil {
 			f.quiesced.Tries = t.made
-			if err := op.readImage(ctx, o, f); err != nil {
-				return nil, err
+			if err = op.readImage(ctx, o, f); err == nil {
+				op.Report.Step("snapshot", fmt.Sprintf("%s at %s; %s (%s)", f.name, f.quiesced.Coordinates, WritersText(f.quiesced), f.quiesced.Mode))
+				return f, nil
 			}
-			op.Report.Step("snapshot", fmt.Sprintf("%s at %s; %s (%s)", f.name, f.quiesced.Coordinates, WritersText(f.quiesced), f.quiesced.Mode))
-			return f, nil
-		}
-		if !op.holds(f.name) { // else it could not even be undone
+			err = t.afterUnread(ctx, op, o, f.held, err)
+		} else if !op.holds(f.name) { // else it could not even be undone
 			err = t.again(ctx, op, o, f.quiesced, err)
 		}
 		if err != nil {
@@ -177,6 +176,24 @@ func (t *tries) retake(op *operation, o *Outlook, err error) error {
 		op.Report.Warn(fmt.Sprintf("try %d: %v; taken again", t.made, err))
 		return nil
 	}
+	return t.underLock(op, o, err, fmt.Sprintf("without a lock something crossed the snapshot %d times", crossedTries))
+}
+
+// afterUnread is for an image without a lock whose binlogs do not say where they end: under a
+// lock the server says it. The snapshot goes first, there may be no room for two.
+func (t *tries) afterUnread(ctx context.Context, op *operation, o *Outlook, snapshot *ledger.Held, err error) error {
+	if _, only := err.(unread); !only || ctx.Err() != nil { // an image that was lost, or could not be closed, is another matter
+		return err
+	}
+	if stop := t.underLock(op, o, err, "the binlogs of an image without a lock could not be read"); stop != nil {
+		return stop
+	}
+	return snapshot.Release(ctx)
+}
+
+// underLock has the next try take the next stricter lock, unless it was said that there must
+// be none.
+func (t *tries) underLock(op *operation, o *Outlook, err error, because string) error {
 	if op.Lock == respaldo.LockNone {
 		return withTries(err, t.made)
 	}
@@ -186,7 +203,7 @@ func (t *tries) retake(op *operation, o *Outlook, err error) error {
 	}
 	op.Report.Warn(fmt.Sprintf("try %d: %v; the next one is under the lock %s", t.made, err, mode))
 	t.escalated = true
-	o.Lock, o.LockReason, t.crossed = mode, fmt.Sprintf("%s; without a lock something crossed the snapshot %d times", reason, crossedTries), 0
+	o.Lock, o.LockReason, t.crossed = mode, reason+"; "+because, 0
 	o.addStandstill()
 	return nil
 }

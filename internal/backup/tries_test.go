@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
 )
 
@@ -86,5 +87,53 @@ func TestTryingAgainEnds(t *testing.T) {
 	patient := tries{deadline: time.Now().Add(24 * time.Hour), pause: time.Hour}
 	if err := patient.again(ctx, op, &Outlook{}, asked, timeout); respaldo.KindOf(err) != respaldo.Interrupted {
 		t.Errorf("interrupted: %v", err)
+	}
+}
+
+// An image whose binlogs cannot be read makes way for one under a lock.
+func TestUnreadImageIsTakenAgainUnderALock(t *testing.T) {
+	damaged := &respaldo.Error{Kind: respaldo.Failed, What: "cannot read the coordinates in the image's binlogs", Hint: "a lock", Err: errors.New("the event at 4 is damaged")}
+	lost := &respaldo.Error{Kind: respaldo.SnapshotLost, What: "it overflowed"}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	for name, c := range map[string]struct {
+		lock    respaldo.LockMode
+		ctx     context.Context
+		err     error
+		becomes respaldo.LockMode // "" is none, it is over
+	}{
+		"auto":           {"", t.Context(), unread{damaged}, respaldo.LockBackup},
+		"none asked for": {respaldo.LockNone, t.Context(), unread{damaged}, ""},
+		"lost as well":   {"", t.Context(), errors.Join(lost, unread{damaged}), ""},
+		"another error":  {"", t.Context(), damaged, ""},
+		"interrupted":    {"", ended, unread{damaged}, ""},
+	} {
+		l, err := ledger.Open(t.TempDir(), "shop", "backup")
+		if err != nil {
+			t.Fatal(err)
+		}
+		report, removed := &warned{}, false
+		op := &operation{Site: &Site{Report: report, Lock: c.lock}, ledger: l}
+		o := &Outlook{Lock: respaldo.LockNone, facts: &mysql.Facts{Version: respaldo.Version{Flavor: respaldo.MariaDB, Major: 10, Minor: 11}}}
+		held, err := l.Acquire(t.Context(), kindSnapshot, map[string]string{"name": "s"}, func(*ledger.Held) error { return nil },
+			func(context.Context) error { removed = true; return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = (&tries{made: 1}).afterUnread(c.ctx, op, o, held, c.err)
+		switch said := strings.Join(report.said, "\n"); {
+		case c.becomes == "" && (respaldo.KindOf(err) != respaldo.KindOf(c.err) || removed || o.Lock != respaldo.LockNone):
+			t.Errorf("%s: %v, removed %t, next with %s", name, err, removed, o.Lock)
+		case c.becomes != "" && (err != nil || !removed || op.holds("s") || o.Lock != c.becomes || !strings.Contains(o.LockReason, "could not be read") || !strings.Contains(said, "the event at 4 is damaged")):
+			t.Errorf("%s: %v, removed %t, next with %s (%s), said %q", name, err, removed, o.Lock, o.LockReason, said)
+		}
+		if !removed {
+			if err := held.Release(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -2,6 +2,7 @@ package mysql
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -69,7 +70,7 @@ type eventReader struct {
 }
 
 // next reads an event, checks it, and stands behind it afterwards. At the end of what is
-// whole it returns errTorn.
+// whole it returns errTorn, or io.EOF where the file ends there, too.
 func (b *eventReader) next() (event, error) {
 	start := b.pos
 	h, err := b.header()
@@ -94,23 +95,42 @@ func (b *eventReader) next() (event, error) {
 	case err == nil:
 		return event{}, fmt.Errorf("the event at %d is damaged: %w", start, wrong)
 	default:
-		return event{}, err
+		return event{}, orTorn(err)
 	}
 }
 
 // header looks at the next event's.
 func (b *eventReader) header() (h replication.EventHeader, err error) {
 	head, err := b.r.Peek(eventHeaderSize)
-	if err != nil {
-		return h, orTorn(err)
-	}
-	// Zeros at the end of a file, which a crash with sync_binlog=0 leaves, have no size. The
-	// end position is 32 bits in files of any size; since MariaDB 11 it is zero for events
-	// inside a transaction.
-	if h.Decode(head) != nil || h.LogPos != 0 && h.LogPos != uint32(b.pos+int64(h.EventSize)) {
+	if err == io.EOF && len(head) > 0 {
 		return h, errTorn
 	}
+	if err != nil {
+		return h, err
+	}
+	// The end position is 32 bits in files of any size; since MariaDB 11 it is zero for
+	// events inside a transaction.
+	if h.Decode(head) != nil || h.LogPos != 0 && h.LogPos != uint32(b.pos+int64(h.EventSize)) {
+		return h, b.zeros()
+	}
 	return h, nil
+}
+
+// zeros reads on where no event is. Zeros up to the end of the file, which a crash leaves
+// where the file was enlarged before it was written, are torn, and so is a header that they
+// cut. Whatever else there is was written by somebody, and nobody can tell what.
+func (b *eventReader) zeros() error {
+	b.r.Discard(eventHeaderSize)
+	for {
+		if _, err := b.r.Peek(1); err != nil {
+			return orTorn(err)
+		}
+		chunk, _ := b.r.Peek(b.r.Buffered())
+		if len(bytes.Trim(chunk, "\x00")) > 0 {
+			return fmt.Errorf("the event at %d is damaged, and the file goes on behind it", b.pos)
+		}
+		b.r.Discard(len(chunk))
+	}
 }
 
 // look decodes what a scan must know of the next event; wrong is why it could not.

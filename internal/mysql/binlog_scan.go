@@ -15,6 +15,8 @@ type binlogScan struct {
 	// End is where the last complete group of events ends, housekeeping events after it
 	// included. What comes later in the file is torn: recovery ignores or cuts it off.
 	End int64
+	// Torn tells that something does come later: it is normal in the last file only.
+	Torn bool
 	// Groups is how many complete groups (transactions, DDL statements) begin at or after
 	// the position asked for.
 	Groups int
@@ -61,7 +63,8 @@ func scanBinlog(file io.Reader, from int64) (binlogScan, error) {
 	var g group
 	for start := scan.End; ; {
 		e, err := events.next()
-		if errors.Is(err, errTorn) {
+		if err == io.EOF || errors.Is(err, errTorn) {
+			scan.Torn = err != io.EOF || !g.idle()
 			return scan, nil
 		}
 		if err != nil {

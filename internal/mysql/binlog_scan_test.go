@@ -35,6 +35,9 @@ func binlogStatements(v respaldo.Version) []string {
 		"DELETE FROM d.scanned",
 		"SET GLOBAL binlog_checksum = NONE", "INSERT INTO d.t (v) VALUES (4)", "SET GLOBAL binlog_checksum = CRC32", "INSERT INTO d.t (v) VALUES (5)",
 	}
+	if v.AtLeast(respaldo.MariaDB, 10, 8, 1) { // two groups: an image between them has the table as it was, and whoever replays the second one alone alters it
+		statements = append(statements, "SET SESSION binlog_alter_two_phase = ON; ALTER TABLE d.scanned ADD COLUMN two INT, ALGORITHM=COPY; SET SESSION binlog_alter_two_phase = OFF")
+	}
 	switch {
 	case v.Flavor == respaldo.MariaDB:
 		statements = append(statements, "BEGIN; INSERT INTO d.scanned (id) VALUES (5); INSERT INTO d.t (v) VALUES (6); COMMIT",
@@ -103,9 +106,14 @@ func testBinlogScan(t *testing.T, b *box) {
 	}
 	for n, at := range said {
 		whole := files[at.File][:at.Position]
-		for what, after := range map[string][]byte{"whole": nil, "zeros": make([]byte, 5000), "half a header": whole[4:12], "half an event": whole[4:40]} {
+		for what, after := range map[string][]byte{"whole": nil, "zeros": make([]byte, 5000), "half a header": whole[4:12], "half a header and zeros": append(bytes.Clone(whole[4:12]), make([]byte, 5000)...)} {
 			if got := scan(at.String()+" and "+what, whole, after); got.End != int64(at.Position) || !equal(got.GTIDs, at) {
 				t.Errorf("%s and %s: ends at %d with %s, the server said %s", at, what, got.End, got.GTIDs, at.GTIDSet)
+			}
+		}
+		for what, after := range map[string][]byte{"an event of elsewhere": whole[4:40], "zeros and an event": append(make([]byte, 5000), whole[4:40]...)} {
+			if got, err := scanBinlog(bytes.NewReader(bytes.Join([][]byte{whole, after}, nil)), 0); err == nil {
+				t.Errorf("%s and %s: ends at %d", at, what, got.End)
 			}
 		}
 		if n == 0 || said[n-1].File != at.File || said[n-1].Position == at.Position || len(whole) > 1<<20 {

@@ -76,6 +76,9 @@ func (b binlogs) end(ctx context.Context) (name string, end binlogScan, err erro
 	if last < 0 || err != nil {
 		return "", end, err
 	}
+	if end.Torn && last < len(b.files)-1 { // a server closes one before it begins the next
+		return "", end, fmt.Errorf("binlog %s of the image is damaged: it ends at %d, and not with the end of the file, although %s comes after it", name, end.End, b.files[last+1])
+	}
 	if !end.Listed && end.Groups == 0 && last > 0 && !end.Encrypted {
 		before, err := b.scan(ctx, b.files[last-1], 0)
 		if err != nil {

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -77,17 +76,9 @@ func (i *Instance) compare(ctx context.Context, at respaldo.Coordinates) ([]stri
 	if !i.image.binlogs.on {
 		return nil, nil
 	}
-	var problems []string
-	lost, err := i.lostCommits(ctx)
+	problems, err := i.witness(ctx, at)
 	if err != nil {
 		return nil, err
-	}
-	if lost > 0 {
-		problem := fmt.Sprintf("not exact: InnoDB lacks the last %d transaction(s) of the binlog", lost)
-		if lax := i.request.Manifest.Variables["innodb_flush_log_at_trx_commit"]; lax == "0" || lax == "2" {
-			problem += "; with innodb_flush_log_at_trx_commit=" + lax + " the server had not written them yet"
-		}
-		problems = append(problems, problem)
 	}
 	want := i.request.Manifest.Quiesced.Coordinates
 	if want.File == "" {
@@ -193,86 +184,6 @@ func (i *Instance) ownGroups(ctx context.Context) (int, error) {
 		groups += scan.Groups
 	}
 	return groups, nil
-}
-
-var (
-	// MySQL up to 5.7 writes the position as the upper and the lower half of 64 bits.
-	lastCommitMySQL   = regexp.MustCompile(`InnoDB: Last MySQL binlog file position (\d+) (\d+), file name (\S+)`)
-	lastCommitMariaDB = regexp.MustCompile(`InnoDB: Last binlog file '(.+)', position (\d+)`)
-	prepared          = regexp.MustCompile(`Found (\d+) prepared transaction\(s\)`)
-)
-
-// lostCommits counts the transactions that the binlog has and InnoDB has not. A server
-// with innodb_flush_log_at_trx_commit=0 writes its redo log once a second, and neither
-// FLUSH TABLES WITH READ LOCK nor BACKUP STAGE makes it do so at once (measured: hundreds
-// of acknowledged rows were missing from an image whose binlog had them all, on every
-// version). InnoDB's last commit, which it tells at recovery, and the transactions that
-// were prepared and committed by recovery must reach the end of the binlog. MySQL 8 does
-// not tell. An image that was taken without a lock is asked whatever the setting: it is
-// the one thing that confirms the binlog's end from the data's side.
-func (i *Instance) lostCommits(ctx context.Context) (int, error) {
-	v, b := i.request.Manifest.Variables, i.image.binlogs
-	switch v["innodb_flush_log_at_trx_commit"] {
-	case "0", "2":
-	default:
-		if !i.request.Manifest.Quiesced.FromImage {
-			return 0, nil // on disk before it was in the binlog
-		}
-	}
-	if i.request.Manifest.Version.AtLeast(respaldo.MySQL, 8, 0, 0) {
-		return 0, nil // it does not tell
-	}
-	if v["binlog_order_commits"] == "OFF" || v["rocksdb_datadir"] != "" {
-		return 0, nil // the last commit need not be InnoDB's latest
-	}
-	file, position, recovered := i.toldAtRecovery()
-	if file == "" && len(b.files) > 0 && strings.HasSuffix(b.files[0], ".000001") && i.crashRecovered() {
-		file = b.files[0] // all binlogs ever written are here, and InnoDB knows of none
-	}
-	first := slices.Index(b.files, file)
-	if first < 0 {
-		return 0, nil // recovery had nothing to do, or no commit since that file was purged
-	}
-	commits := 0
-	for n, name := range b.files[first:] {
-		from := int64(0)
-		if n == 0 {
-			from = position
-		}
-		scan, err := i.image.binlogs.scan(ctx, name, from)
-		if err != nil {
-			return 0, err
-		}
-		commits += scan.Commits
-	}
-	return max(0, commits-recovered), nil
-}
-
-// toldAtRecovery reads InnoDB's last commit and the number of prepared transactions from
-// the server's log.
-func (i *Instance) toldAtRecovery() (file string, position int64, recovered int) {
-	for _, line := range i.logLines() {
-		if m := lastCommitMySQL.FindStringSubmatch(line); m != nil {
-			upper, _ := strconv.ParseInt(m[1], 10, 64)
-			lower, _ := strconv.ParseInt(m[2], 10, 64)
-			file, position = filepath.Base(m[3]), upper<<32+lower
-		}
-		if m := lastCommitMariaDB.FindStringSubmatch(line); m != nil {
-			file = filepath.Base(m[1])
-			position, _ = strconv.ParseInt(m[2], 10, 64)
-		}
-		if m := prepared.FindStringSubmatch(line); m != nil {
-			recovered, _ = strconv.Atoi(m[1])
-		}
-	}
-	return file, position, recovered
-}
-
-// crashRecovered tells whether InnoDB had something to recover.
-func (i *Instance) crashRecovered() bool {
-	return slices.ContainsFunc(i.logLines(), func(line string) bool {
-		return strings.Contains(line, "Starting crash recovery")
-	})
 }
 
 // sameSet compares two GTID sets. An empty wanted one (GTIDs off, or not known) equals all.

@@ -28,7 +28,6 @@ type image struct {
 	scratch  string
 	binlogs  binlogs
 	newer    bool // the program is of a later release than the data
-	log      func(msg string, args ...any)
 }
 
 // prepareImage checks that the request is whole and changes what must not be taken over

@@ -97,13 +97,16 @@ func binlogsIn(root *os.Root, base string) ([]string, error) {
 			names = append(names, e.Name())
 		}
 	}
-	slices.SortFunc(names, func(a, b string) int { // binlog.1000000 comes after binlog.999999
-		if len(a) != len(b) {
-			return len(a) - len(b)
-		}
-		return strings.Compare(a, b)
-	})
+	slices.SortFunc(names, byNumber)
 	return names, nil
+}
+
+// byNumber orders binlogs of the same name: binlog.1000000 comes after binlog.999999.
+func byNumber(a, b string) int {
+	if len(a) != len(b) {
+		return len(a) - len(b)
+	}
+	return strings.Compare(a, b)
 }
 
 // readIndex returns the names in the origin's binlog index, or nil if the image has none.

@@ -265,7 +265,7 @@ func (l *lock) hold(ctx context.Context, q *respaldo.Quiesced, fn func(context.C
 	defer func() { // also when fn panics
 		unlockErr := l.release(unbound)
 		q.HeldSeconds = time.Since(granted).Seconds()
-		err = verdict(dog.stop(), err, unlockErr)
+		err = l.verdict(dog.stop(), err, unlockErr)
 	}()
 	if l.mode == respaldo.LockNone {
 		return l.unlocked(fnCtx, q, asked.Add(l.budget/2), func() error { return l.run(fnCtx, q, dog, fn) })
@@ -360,7 +360,7 @@ func (l *lock) release(ctx context.Context) error {
 
 // verdict says what the whole came to: broken is why the watchdog ended the lock, fnErr
 // what fn said.
-func verdict(broken, fnErr, unlockErr error) error {
+func (l *lock) verdict(broken, fnErr, unlockErr error) error {
 	switch {
 	case broken != nil && (fnErr == nil || errors.Is(broken, fnErr) || errors.Is(fnErr, broken) || errors.Is(fnErr, context.Canceled)):
 		return broken
@@ -369,7 +369,7 @@ func verdict(broken, fnErr, unlockErr error) error {
 	case fnErr != nil:
 		return fnErr
 	case unlockErr != nil:
-		return lostError(unlockErr)
+		return l.lostError(unlockErr)
 	}
 	return nil
 }
@@ -377,7 +377,7 @@ func verdict(broken, fnErr, unlockErr error) error {
 // notGranted explains why the lock was not to be had, naming what stands in the way as
 // far as it is still there.
 func (l *lock) notGranted(err error) error {
-	e := &respaldo.Error{Kind: respaldo.LockTimeout, What: fmt.Sprintf("the lock was not granted within %s", l.budget),
+	e := &respaldo.Error{Kind: respaldo.LockTimeout, What: fmt.Sprintf("%s was not granted within %s", l, l.budget),
 		Hint: "run again when the server is less busy, or give --max-lock more time", Err: err}
 	if l.s.version.Flavor == respaldo.MariaDB && l.mode != respaldo.LockGlobal {
 		e.Hint += "; does another backup (mariadb-backup) run?"
@@ -394,7 +394,22 @@ func (l *lock) notGranted(err error) error {
 	return e
 }
 
-func lostError(err error) error {
-	return &respaldo.Error{Kind: respaldo.LockTimeout, What: "the connection that held the lock was lost, so the snapshot may not be consistent",
+func (l *lock) lostError(err error) error {
+	what := "the connection that held the lock was lost, so the snapshot may not be consistent"
+	if l.mode == respaldo.LockNone {
+		what = "the connection that watched what crosses the snapshot was lost, so it may not be consistent"
+	}
+	return &respaldo.Error{Kind: respaldo.LockTimeout, What: what,
 		Hint: "was the server stopped, or our connection killed? look at its error log, then run again", Err: err}
+}
+
+// String is what is held, for people.
+func (l *lock) String() string {
+	switch {
+	case l.mode != respaldo.LockNone:
+		return "the lock"
+	case len(l.take) > 0:
+		return "the lock against DDL"
+	}
+	return "the look at what crosses the snapshot"
 }

@@ -146,7 +146,13 @@ func (w *watch) stillHolds(ctx context.Context, now *Facts) error {
 }
 
 // end says whether something has crossed since begin.
-func (w *watch) end(ctx context.Context) error {
+func (w *watch) end(ctx context.Context) (err error) {
+	now := *w.f
+	// A replica's applier prepares XA transactions without MySQL counting it (tried on 9.7).
+	// What it prepared is either listed here or counted below, when it was committed since.
+	if now.preparedXA, now.xaHidden, err = w.s.preparedXA(ctx, w.q); err != nil {
+		return err
+	}
 	after, err := w.look(ctx)
 	if err != nil {
 		return err
@@ -181,7 +187,6 @@ func (w *watch) end(ctx context.Context) error {
 			return err
 		}
 	}
-	now := *w.f
 	now.redoLogState = after.redoLog
 	return w.stillHolds(ctx, &now)
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/lab/servers"
 )
 
 // coveredFacts are those of a server of which one snapshot holds everything.
@@ -447,6 +448,68 @@ func TestMustNotCross(t *testing.T) {
 	} {
 		if got := [2]bool{mustNotCross(statement, false), mustNotCross(statement, true)}; got != want {
 			t.Errorf("%q must not cross: %t, want %t", statement, got, want)
+		}
+	}
+}
+
+// TestAppliedXAIsNoticed has a replica apply an XA PREPARE across a snapshot, which it does
+// not count as a statement of that name. MariaDB's replicas get a lock.
+func TestAppliedXAIsNoticed(t *testing.T) {
+	t.Parallel()
+	port := freePort(t)
+	source := startBox(t, "mysql-9.7", func(_ *box, spec *servers.Spec) { spec.Port = port })
+	replica := startBox(t, "mysql-9.7", func(_ *box, spec *servers.Spec) { spec.Args = []string{"--server-id=2"} })
+	source.exec(t, "CREATE USER 'repl'@'%' IDENTIFIED BY 'pw'", "GRANT REPLICATION SLAVE ON *.* TO 'repl'@'%'", "CREATE DATABASE d", "CREATE TABLE d.t (id INT PRIMARY KEY)")
+	replica.exec(t, fmt.Sprintf("CHANGE REPLICATION SOURCE TO SOURCE_HOST='127.0.0.1', SOURCE_PORT=%d, SOURCE_USER='repl', SOURCE_PASSWORD='pw', GET_SOURCE_PUBLIC_KEY=1, SOURCE_AUTO_POSITION=1", port), "START REPLICA")
+	waitFor(t, "the replica to have the table", func() bool { _, err := replica.root.Exec("SELECT * FROM d.t"); return err == nil })
+	s, ctx := replica.server(t), context.Background()
+	f, c := coveredFacts(t, s), source.conn(t)
+	apply := func(prepared int, statements ...string) {
+		for _, statement := range statements {
+			if _, err := c.ExecContext(ctx, statement); err != nil {
+				t.Fatalf("%s: %v", statement, err)
+			}
+		}
+		waitFor(t, "the replica to apply "+statements[len(statements)-1], func() bool {
+			n, _, err := s.preparedXA(ctx, s.db)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n == prepared
+		})
+	}
+	begin := func() *watch {
+		w := &watch{s: s, q: s.db, f: f}
+		if err := w.begin(ctx, time.Now().Add(patience)); err != nil {
+			t.Fatal(explained(err))
+		}
+		return w
+	}
+	w := begin()
+	apply(1, "XA START 'x'", "INSERT INTO d.t VALUES (1)", "XA END 'x'", "XA PREPARE 'x'")
+	mustBeCrossed(t, w.end(ctx), "1 prepared XA transaction")
+	apply(0, "XA COMMIT 'x'")
+	w = begin()
+	apply(1, "XA START 'y'", "INSERT INTO d.t VALUES (2)", "XA END 'y'", "XA PREPARE 'y'")
+	apply(0, "XA COMMIT 'y'")
+	mustBeCrossed(t, w.end(ctx), "XA COMMIT")
+}
+
+// Where no lock is held none is spoken of.
+func TestWhatIsHeldIsCalledByItsName(t *testing.T) {
+	for l, want := range map[*lock]string{
+		{mode: respaldo.LockGlobal}: "the connection that held the lock was lost",
+		{mode: respaldo.LockNone}:   "the connection that watched what crosses the snapshot was lost",
+	} {
+		mustBe(t, l.lostError(errors.New("EOF")), respaldo.LockTimeout, want)
+	}
+	for want, l := range map[string]*lock{
+		"the lock":                              {mode: respaldo.LockBackup, take: []string{"BACKUP STAGE START"}},
+		"the lock against DDL":                  {mode: respaldo.LockNone, take: []string{"LOCK INSTANCE FOR BACKUP"}},
+		"the look at what crosses the snapshot": {mode: respaldo.LockNone},
+	} {
+		if l.String() != want {
+			t.Errorf("%s with %q is %q", l.mode, l.take, l)
 		}
 	}
 }

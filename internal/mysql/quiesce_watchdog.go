@@ -81,7 +81,7 @@ func (w *watchdog) run(ctx context.Context) {
 		case <-w.quit:
 			select { // a loss that was noticed in the same instant still counts
 			case err := <-w.broken:
-				w.reason = lostError(err)
+				w.reason = w.l.lostError(err)
 			default:
 			}
 			return
@@ -92,7 +92,7 @@ func (w *watchdog) run(ctx context.Context) {
 			w.end(context.Cause(ctx))
 			return
 		case err := <-w.broken:
-			w.fail(lostError(err))
+			w.fail(w.l.lostError(err))
 			return
 		case run := <-w.clock:
 			if timer.Stop(); run {
@@ -100,12 +100,12 @@ func (w *watchdog) run(ctx context.Context) {
 			}
 		case <-timer.C:
 			if taken == nil {
-				w.end(&respaldo.Error{Kind: respaldo.LockTimeout, What: fmt.Sprintf("the lock was given up after %s, before the snapshot was done", w.l.budget),
+				w.end(&respaldo.Error{Kind: respaldo.LockTimeout, What: fmt.Sprintf("%s was given up after %s, before the snapshot was done", w.l, w.l.budget),
 					Hint: "give --max-lock more time"})
 				return
 			}
 			// First of all writers are freed: to find out who was in the way takes time.
-			w.cancel(&respaldo.Error{Kind: respaldo.LockTimeout, What: fmt.Sprintf("the lock was not granted within %s", w.l.budget)})
+			w.cancel(&respaldo.Error{Kind: respaldo.LockTimeout, What: fmt.Sprintf("%s was not granted within %s", w.l, w.l.budget)})
 			err := w.kill()
 			w.fail(withCause(w.l.notGranted(nil), err))
 			return
