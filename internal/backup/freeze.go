@@ -88,7 +88,8 @@ func (op *operation) gather(ctx context.Context, f *frozen) (err error) {
 }
 
 // quiesceAndTake is the part that writers wait for. Between the lock and its release there
-// is one command and nothing else.
+// is the instant of the snapshot and nothing else: the command that takes it is started
+// before, and ends after.
 //
 // The filesystem is flushed twice, which makes the locked window three to five times
 // shorter: what there is now, however long that takes, and right before the lock what was
@@ -98,12 +99,18 @@ func (op *operation) quiesceAndTake(ctx context.Context, o *Outlook, pending vol
 	if err := settle(); err != nil {
 		return err
 	}
+	ready := func() error {
+		if err := pending.Ready(ctx); err != nil {
+			return err
+		}
+		return settle()
+	}
 	var err error
 	f.quiesced, err = o.server.Quiesce(ctx, mysql.QuiesceRequest{Mode: o.Lock, Reason: o.LockReason, Budget: op.MaxLock, Patience: patience,
-		BeforeLock: settle, Facts: o.facts},
+		BeforeLock: ready, Facts: o.facts},
 		func(ctx context.Context, at respaldo.Coordinates) error {
 			ledger.Point("locked")
-			if f.snapshot, err = pending.Take(ctx); err != nil {
+			if err := pending.Take(ctx); err != nil {
 				return err
 			}
 			ledger.Point("snapshot.taken")
@@ -112,7 +119,10 @@ func (op *operation) quiesceAndTake(ctx context.Context, o *Outlook, pending vol
 			}
 			return err
 		})
-	return err
+	var unfinished error
+	f.snapshot, unfinished = pending.Finish()
+	f.quiesced.PauseSeconds = pending.Pause().Seconds()
+	return joinErrors(err, unfinished)
 }
 
 // dropSnapshot removes a snapshot of ours, whatever state a failed or killed command left

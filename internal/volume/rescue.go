@@ -163,9 +163,12 @@ func (s *System) hasOurs(ctx context.Context, devices []dmDevice, origin dmDevic
 }
 
 // careful is an LVM that does not scan a suspended volume for a signature: it would hang with it.
-func (s *System) careful() *System {
+func (s *System) careful() *System { return s.with("devices/ignore_suspended_devices=1") }
+
+// with is an LVM with settings of its own.
+func (s *System) with(config string) *System {
 	c := *s
-	c.LVMConfig = strings.TrimSpace(s.LVMConfig + " devices/ignore_suspended_devices=1")
+	c.LVMConfig = strings.TrimSpace(s.LVMConfig + " " + config)
 	return &c
 }
 

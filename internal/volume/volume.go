@@ -91,18 +91,31 @@ type Request struct {
 	Started func(pid int)
 }
 
-// Pending is a snapshot about to be taken.
+// Pending is a snapshot about to be taken: Ready, Take and Finish, each once, in this order.
+// After an error, or when it is not taken at all, Cancel is due.
 type Pending interface {
 	// Describe is complete but for Created.
 	Describe() respaldo.Snapshot
 	// Bytes is the chosen copy-on-write size; 0 unless thick.
 	Bytes() int64
-	// Take makes the snapshot by one command (Btrfs: one system call) that nothing
-	// interrupts, and does nothing else. It is called at most once. After an error, or
-	// when it is not called at all, Cancel is due.
-	Take(ctx context.Context) (Snapshot, error)
+	// Ready does what of the taking is slow and can be done beforehand: it comes right
+	// before the lock. Between it and Finish, for seconds at most, LVM commands that concern
+	// the same volume group wait, our own as well. Take does it if it was not called.
+	Ready(ctx context.Context) error
+	// Take returns when the instant of the snapshot has passed: writers need be held no
+	// longer. What makes the snapshot is one command (Btrfs: one system call) that nothing
+	// interrupts; when the context ends, Take does not wait for it.
+	Take(ctx context.Context) error
+	// Finish waits for that command and returns the snapshot, which is none if it failed. It
+	// must be called after Ready or Take, whatever became of them, and lets go of all that
+	// they hold; without a successful Take it returns neither a snapshot nor an error.
+	Finish() (Snapshot, error)
+	// Pause is how long the volume itself was suspended by a snapshot that is finished; 0 if
+	// that was not seen. For Btrfs it is how long the system call took: a transaction's
+	// commit, during which most writers go on.
+	Pause() time.Duration
 	// Cancel removes what Prepare, or a Take that failed, has left. After a successful
-	// Take it does nothing. Idempotent.
+	// Take and Finish it does nothing. Idempotent.
 	Cancel(ctx context.Context) error
 }
 
