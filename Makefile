@@ -4,7 +4,7 @@ export CGO_ENABLED = 0
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: build deb test demo lab bench soak clean
+.PHONY: build deb test demo lab bench soak exactness clean
 
 build:
 	go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o dist/respaldo ./cmd/respaldo
@@ -29,10 +29,15 @@ lab:
 
 bench:
 	go run ./bench
+	go run ./bench stall
 
 soak:
 	go run ./lab/cmd/lab prepare
 	RESPALDO_SOAK=1 go test -tags lab,soak -count=1 -timeout 12h -v ./lab
+
+exactness:
+	go run ./lab/cmd/lab prepare
+	RESPALDO_SOAK=1 RESPALDO_RESULTS=1 go test -tags lab -count=1 -timeout 12h -v -run '^TestExact$$' ./lab
 
 clean:
 	rm -rf dist respaldo

@@ -136,9 +136,14 @@ func TestDocumentedMakeTargets(t *testing.T) {
 	}
 }
 
-// The README's grants are those that the program's own tests use.
+// The documents' grants are those that the program's own tests use.
 func TestDocumentedGrants(t *testing.T) {
 	readme := documents(t)["README.md"]
+	for _, grant := range mysql.NoLockGrants(respaldo.Version{Flavor: respaldo.MySQL, Major: 8}) {
+		if !strings.Contains(documents(t)["docs/locks.md"], grant+";") {
+			t.Errorf("docs/locks.md lacks %s", grant)
+		}
+	}
 	wanted := []string{mysql.SelectGrant()}
 	for _, v := range []respaldo.Version{
 		{Flavor: respaldo.MariaDB, Major: 11, Minor: 8}, {Flavor: respaldo.MariaDB, Major: 10, Minor: 4},

@@ -296,6 +296,12 @@ type Manifest struct {
 	Binary Binary `json:"binary"`
 }
 
+// Unconfirmed tells that the coordinates were read in the image, no lock having been taken,
+// and that no server was started on it which could have said otherwise.
+func (m Manifest) Unconfirmed() bool {
+	return m.Quiesced.FromImage && m.Quiesced.Coordinates.File != "" && !m.Proof.OK
+}
+
 // Dump describes a logical dump.
 type Dump struct {
 	Image     string   `json:"image"` // what it was dumped from, for people

@@ -36,6 +36,9 @@ func command(ctx context.Context, args []string) error {
 	if len(args) > 0 && args[0] == contenderCommand {
 		return contend(ctx, args[1:])
 	}
+	if len(args) > 0 && args[0] == stallCommand {
+		return benchStall(ctx, args[1:])
+	}
 	o := options{command: "go run ./bench " + strings.Join(args, " "), log: func(format string, a ...any) { fmt.Fprintf(os.Stderr, format+"\n", a...) }}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	size := flags.String("size", "2GiB", "`size` of the data directory, about")
@@ -48,6 +51,9 @@ func command(ctx context.Context, args []string) error {
 			return nil
 		}
 		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("there is no part %q of the bench; the other one is %s", flags.Arg(0), stallCommand)
 	}
 	bytes, err := humanize.ParseBytes(*size)
 	if err != nil || bytes < 1<<20 || o.rounds < 1 {

@@ -25,14 +25,20 @@ type peers struct {
 }
 
 func fetchPeers(ctx context.Context, dir string) (*peers, error) {
-	p := &peers{root: filepath.Join(dir, "peers-"+peersRelease), packages: map[string]string{}}
+	return fetchPackages(ctx, filepath.Join(dir, "peers-"+peersRelease), peersRelease, "restic", "zstd", "libc-bin")
+}
+
+// fetchPackages unpacks Debian packages, with everything they need, below a folder, unless
+// it is there already.
+func fetchPackages(ctx context.Context, root, release string, install ...string) (*peers, error) {
+	p := &peers{root: root, packages: map[string]string{}}
 	unlock, err := debian.Lock(ctx, p.root+".lock")
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
 	if _, err := os.Stat(p.root); errors.Is(err, fs.ErrNotExist) {
-		if err := p.fetch(ctx); err != nil {
+		if err := p.fetch(ctx, release, install); err != nil {
 			return nil, err
 		}
 	}
@@ -47,7 +53,7 @@ func fetchPeers(ctx context.Context, dir string) (*peers, error) {
 	return p, nil
 }
 
-func (p *peers) fetch(ctx context.Context) error {
+func (p *peers) fetch(ctx context.Context, release string, install []string) error {
 	tmp := p.root + ".new"
 	if err := os.RemoveAll(tmp); err != nil {
 		return err
@@ -55,8 +61,8 @@ func (p *peers) fetch(ctx context.Context) error {
 	defer os.RemoveAll(tmp)
 	debs, err := debian.Fetch(ctx, debian.Request{
 		State:   filepath.Join(servers.Cache(), "apt"),
-		Suites:  []string{peersRelease, peersRelease + "-updates", peersRelease + "-security"},
-		Install: []string{"restic", "zstd", "libc-bin"},
+		Suites:  []string{release, release + "-updates", release + "-security"},
+		Install: install,
 		Dest:    filepath.Join(tmp, "debs"),
 	})
 	if err != nil {

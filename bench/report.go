@@ -95,7 +95,12 @@ func newReport(ctx context.Context, o options, p *peers, d *dataset) *report {
 		}
 		r.Versions[name] = first
 	}
-	m := &r.Machine
+	r.Machine = thisMachine(o.log)
+	return r
+}
+
+// thisMachine also warns when it is busy.
+func thisMachine(log func(format string, a ...any)) (m machine) {
 	m.Cores = runtime.NumCPU()
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
@@ -112,9 +117,9 @@ func newReport(ctx context.Context, o options, p *peers, d *dataset) *report {
 		m.Processor = string(name)
 	}
 	if m.Load > float64(m.Cores)/2 {
-		o.log("bench: this machine is busy (load %.1f): the numbers will be worse than they should be", m.Load)
+		log("bench: this machine is busy (load %.1f): the numbers will be worse than they should be", m.Load)
 	}
-	return r
+	return m
 }
 
 func (r *report) find(contender, step string) *result {

@@ -45,7 +45,7 @@ type testPackage struct {
 
 // The command has so many guest tests that two guests share them: one alone would end
 // long after everything else.
-const inGuestOfTheirOwn, inSecondGuest = "Crash|PowerCut|Systemd|SystemdPower|Clone", "Rollback|RollbackCrash|Serve|Status"
+const inGuestOfTheirOwn, inSecondGuest = "Crash|PowerCut|Systemd|SystemdPower|Clone|Exact", "Rollback|RollbackCrash|Serve|Status"
 
 // packages have guest tests; what their guest needs beside the default. The longest come first.
 var packages = []testPackage{

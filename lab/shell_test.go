@@ -4,7 +4,6 @@ package lab_test
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -13,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/respaldo-backup/respaldo/lab/guest"
 )
 
 // TestShell is a person at make lab: the window is resized, a program interrupted, the
@@ -23,7 +24,7 @@ func TestShell(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-o", program, "./cmd/lab").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	terminal, user := pty(t)
+	terminal, user := guest.Terminal(t)
 	cmd := exec.Command(program, "shell")
 	cmd.Dir = ".."
 	cmd.Env = append(os.Environ(), "TERM=xterm")
@@ -74,32 +75,6 @@ func TestShell(t *testing.T) {
 	if *before != *after {
 		t.Errorf("the terminal is not as it was before: %+v, %+v", *before, *after)
 	}
-}
-
-// pty returns both ends of a pseudoterminal of 30 lines by 100.
-func pty(t *testing.T) (terminal, user *os.File) {
-	t.Helper()
-	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { terminal.Close() })
-	if err := unix.IoctlSetPointerInt(int(terminal.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.IoctlGetInt(int(terminal.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	user, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { user.Close() })
-	if err := unix.IoctlSetWinsize(int(terminal.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 30, Col: 100}); err != nil {
-		t.Fatal(err)
-	}
-	return terminal, user
 }
 
 // screen collects what a terminal shows.

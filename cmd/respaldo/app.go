@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -92,9 +94,6 @@ func (a *app) config() (*config.Config, error) {
 	return a.loaded, nil
 }
 
-// server returns the settings of the server that --server names, or of the only one.
-func (a *app) server() (config.Server, error) { return a.serverOf(a.flags.server) }
-
 // serverOf returns the settings of a server. The repository given on the command line or in
 // the environment takes precedence.
 func (a *app) serverOf(name string) (config.Server, error) {
@@ -108,6 +107,15 @@ func (a *app) serverOf(name string) (config.Server, error) {
 	}
 	s.Repository = a.override(s.Repository)
 	return s, nil
+}
+
+// servers are the names of those that a command about all of them is for: all that are
+// configured, or the one that --server names.
+func (a *app) servers(c *config.Config) []string {
+	if a.flags.server != "" {
+		return []string{a.flags.server}
+	}
+	return c.Names()
 }
 
 // repository returns the repository of the server that --server names, or where there is
@@ -156,6 +164,23 @@ func (a *app) progress() *progress {
 		a.report = newProgress(a.console, a.log, a.flags.quiet)
 	}
 	return a.report
+}
+
+// ask puts a question on the terminal and waits for a line.
+func (a *app) ask(ctx context.Context, question string) (string, error) {
+	a.console.printf("%s", question)
+	a.console.flush()
+	answer := make(chan string, 1)
+	go func() { // a read of the terminal cannot be cancelled
+		line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+		answer <- strings.TrimSpace(line)
+	}()
+	select {
+	case line := <-answer:
+		return line, nil
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
 }
 
 // show prints a command's result to stdout: with --json the value as one document, else

@@ -26,12 +26,19 @@ With --keep-snapshot the snapshot stays after a backup that succeeded, as if sna
 create had taken it: see there what becomes of it. On thick LVM the proof would change it,
 so there that needs --prove none.
 
+If the lock is not to be had, or a snapshot without one was crossed by something, it is
+tried again, within --patience; each try may hold writers for --max-lock at most.
+--kill-blockers ends long reads in the way of the lock, when they do not end by themselves:
+never a write, never anything of a transaction that has changed rows. How long writers
+really waited is measured from outside, and shown.
+
 The configuration's [hooks] name programs to run before it, after it, and when it failed;
 respaldo status says later how it went.`,
 		Example: `  respaldo backup
   respaldo backup --server shop --prove full
   respaldo backup --keep-snapshot --ttl 24h
-  respaldo backup --max-lock 3s --snapshot-size 50GiB`,
+  respaldo backup --max-lock 3s --snapshot-size 50GiB
+  respaldo backup --patience 10m --kill-blockers`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Flags().Changed("ttl") && !request.KeepSnapshot {
@@ -63,6 +70,7 @@ respaldo status says later how it went.`,
 		},
 	}
 	lock.add(cmd)
+	lock.addTries(cmd)
 	prove.add(cmd)
 	cmd.Flags().BoolVar(&request.KeepSnapshot, "keep-snapshot", false, "let the snapshot stay after the backup")
 	addTTL(cmd, &request.TTL)
@@ -74,11 +82,11 @@ func showMade(p *page, made backup.Made) {
 	q := b.Manifest.Quiesced
 	f := newFields()
 	f.field("backup", b.ID)
-	f.field("taken", fmt.Sprintf("%s at %s", formatTime(b.Manifest.Taken), q.Coordinates))
+	f.field("taken", fmt.Sprintf("%s at %s", formatTime(b.Manifest.Taken), coordinatesText(b.Manifest)))
 	if q.Coordinates.GTIDSet != "" {
 		f.field("GTID set", q.Coordinates.GTIDSet)
 	}
-	f.field("writers", fmt.Sprintf("held %s, after waiting %s for the lock (%s)", backup.FormatSeconds(q.HeldSeconds), backup.FormatSeconds(q.WaitedSeconds), q.Mode))
+	quiescedFields(f, q)
 	if made.Kept != nil {
 		f.field("snapshot", made.Kept.Snapshot.Name+" stays "+staysText(made.Kept.Snapshot))
 	} else {

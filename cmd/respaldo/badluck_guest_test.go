@@ -21,6 +21,7 @@ import (
 func TestBadLuck(t *testing.T) {
 	s := newStand(t, "thick-ext4", "mariadb-10.11", standOptions{})
 	s.foreseenPause("estimated")
+	s.choosesLock(t)
 	s.volumeTroubles(t)
 	s.serverTroubles(t)
 	s.repositoryTroubles(t)
@@ -186,7 +187,7 @@ func (s *stand) serverTroubles(t *testing.T) {
 		if _, err := holder.ExecContext(ctx, "LOCK TABLES shop.notes WRITE"); err != nil {
 			t.Fatal(err)
 		}
-		s.refuses(t, respaldo.LockTimeout, []string{"LOCK TABLES", "shop.notes"}, "backup", "--max-lock", "500ms")
+		s.refuses(t, respaldo.LockTimeout, []string{"LOCK TABLES", "shop.notes"}, "backup", "--max-lock", "500ms", "--patience", "1s")
 		if _, err := holder.ExecContext(ctx, "UNLOCK TABLES"); err != nil {
 			t.Error(err)
 		}

@@ -17,8 +17,9 @@ func newCheckCmd(a *app) *cobra.Command {
 		GroupID: groupBackup,
 		Short:   "Say what a backup would do, and whether it can",
 		Long: `Looks at the server, where its files lie and what room its volume has, and says what
-a backup would do: which lock it would take and why, how long writers would be held,
-what it would copy. Takes no lock and no snapshot, and changes nothing of the server's.
+a backup would do: which lock it would take and why, which of the conditions for a
+snapshot without a lock hold, how long writers would be held, what it would copy. Takes
+no lock and no snapshot, and changes nothing of the server's.
 
 Exit code 3 if a backup would be refused, with every reason and what to do about it.`,
 		Example: `  respaldo check
@@ -61,6 +62,14 @@ func showOutlook(p *page, o *backup.Outlook) {
 	f.field("engines", strings.Join(o.Engines, ", "))
 	p.table(f)
 
+	if len(o.Conditions) > 0 {
+		p.printf("\n")
+		t := newTable(left("FOR NO LOCK"), left("HOLDS"), flexible("FOUND"))
+		for _, c := range o.Conditions {
+			t.row(c.What, map[bool]string{true: "yes", false: "NO"}[c.OK], c.Why)
+		}
+		p.table(t)
+	}
 	if len(o.Covers) > 0 {
 		p.printf("\n")
 		t := newTable(left("PLACE"), flexible("PATH"), left("TAKEN FROM"))

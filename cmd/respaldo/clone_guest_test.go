@@ -5,6 +5,7 @@ package main
 import (
 	"database/sql"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"strings"
@@ -41,8 +42,13 @@ func newCloneStand(t *testing.T, volume, server string) *cloneStand {
 			t.Fatal(err)
 		}
 	}
+	binlogs := "/srv/" + volume + "-0/binlogs" // a place of its own, besides the data directory
+	if volume == "btrfs" {
+		binlogs = "/srv/btrfs-1/binlogs"
+	}
 	s := &cloneStand{to: "/srv/node/" + server + "/mysql",
-		stand: newStand(t, volume, server, standOptions{args: []string{"--skip-networking=0", "--port=3306", "--bind-address=0.0.0.0"}})}
+		stand: newStand(t, volume, server, standOptions{folders: []string{binlogs},
+			args: []string{"--skip-networking=0", "--port=3306", "--bind-address=0.0.0.0", "--log-bin=" + binlogs + "/bin"}})}
 	// A server that says nothing else of it has localhost's accounts only.
 	plain := strings.ReplaceAll(strings.ReplaceAll(replSecret, `\`, `\\`), `'`, `\'`)
 	s.server.Exec(t, "CREATE USER 'repl'@'%' IDENTIFIED BY '"+plain+"'", "GRANT REPLICATION SLAVE ON *.* TO 'repl'@'%'",
@@ -169,6 +175,7 @@ func TestClone(t *testing.T) {
 			s.before.NothingLeft(t)
 			if i == 0 {
 				s.kept(t)
+				s.saved(t)
 			}
 			if secret := s.there(`grep -rl 'a "secret"' /srv/node/*/*.cnf /srv/node/*/*.err /srv/node/*/*.json /root/.cache/*/*.log 2>/dev/null || true`); strings.TrimSpace(secret) != "" {
 				t.Errorf("the password of the account is in %s", secret)
@@ -276,17 +283,42 @@ func (s *cloneStand) kept(t *testing.T) {
 	args[1] = taken
 	var done backup.Cloned
 	s.into(&done, args...)
-	now := guest.Checksums(t, s.connect(nodePort+1))
-	if len(now) != len(then) {
-		t.Errorf("%d tables there, %d in the snapshot", len(now), len(then))
-	}
-	for table, sum := range then {
-		if now[table] != sum {
-			t.Errorf("%s has checksum %s there, %s in the snapshot", table, now[table], sum)
-		}
+	if now := guest.Checksums(t, s.connect(nodePort+1)); !maps.Equal(now, then) {
+		t.Errorf("the clone has %v, the snapshot %v", now, then)
 	}
 	s.there(fmt.Sprintf("kill %[1]d; while kill -0 %[1]d 2>/dev/null; do sleep .2; done", done.Running.PID))
 	s.ok("snapshot", "remove", taken)
+	s.before.NothingLeft(t)
+}
+
+// saved clones a backup, with all that a careful administrator asks for: no root by ssh, a
+// respaldo that is installed there, and a directory of its own for the binlogs.
+func (s *cloneStand) saved(t *testing.T) {
+	t.Helper()
+	s.backup("--prove", "none")
+	then := guest.Checksums(t, s.server.DB)
+	s.server.Exec(t, "INSERT INTO shop.customers VALUES (1003, 'after the backup')")
+	const program, binlogs = "/srv/node/bin/respaldo", "/srv/node/binlogs"
+	s.there("mkdir /srv/node/bin && mv /root/.cache/respaldo/respaldo-* " + program + " && rmdir /root/.cache/respaldo")
+	s.there(`mkdir -p /usr/local/bin && printf '#!/bin/sh\necho "$*" >>/run/sudo\nshift 2\nexec "$@"\n' >/usr/local/bin/sudo && chmod 755 /usr/local/bin/sudo`)
+	other := &cloneStand{stand: s.stand, to: s.to + "-saved"}
+	args := other.args(append(serverAt(nodePort+1), "--start", "--sudo", "--remote-program", program, "--place", "binlog="+binlogs)...)
+	args[1] = "latest"
+	var done backup.Cloned
+	s.into(&done, args...)
+	if got := guest.Checksums(t, s.connect(nodePort+1)); !maps.Equal(got, then) {
+		t.Errorf("the clone of a backup has %v, and the backup %v", got, then)
+	}
+	if done.Program != program || done.Targets["binlog"] != binlogs {
+		t.Errorf("not as asked for: %+v", done)
+	}
+	s.there("test -s " + binlogs + "/bin.index && test -e " + binlogs + "/bin.000001 && ! test -e /root/.cache/respaldo")
+	for _, line := range strings.Split(strings.TrimSpace(s.there("cat /run/sudo")), "\n") {
+		if line != "-n -- "+program+" receive" {
+			t.Errorf("sudo was asked for %s", line)
+		}
+	}
+	s.there(fmt.Sprintf("kill %[1]d; while kill -0 %[1]d 2>/dev/null; do sleep .2; done; rm -r /srv/node/bin "+binlogs, done.Running.PID))
 	s.before.NothingLeft(t)
 }
 

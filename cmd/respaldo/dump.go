@@ -84,6 +84,7 @@ a directory.`,
 	f.StringVar(&request.Tool, "tool", mysql.ToolAuto, "dump with this `TOOL`: auto, mysqldump or mydumper")
 	f.StringVar(&request.Program, "program", "", "`PATH` of the dump program; without it, the one that came with the server, or on the PATH")
 	lock.add(cmd)
+	lock.addTries(cmd)
 	cmd.RegisterFlagCompletionFunc("tool", cobra.FixedCompletions([]string{mysql.ToolAuto, mysql.ToolMysqldump, mysql.ToolMydumper}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("compress", cobra.FixedCompletions([]string{"zstd", "gzip", "none"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd

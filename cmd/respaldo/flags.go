@@ -18,6 +18,8 @@ type lockFlags struct {
 	socket       string
 	lock         string
 	maxLock      time.Duration
+	patience     time.Duration
+	killBlockers bool
 	size         config.Size
 	flags        *pflag.FlagSet
 }
@@ -27,10 +29,17 @@ func (o *lockFlags) add(cmd *cobra.Command) {
 	o.flags = f
 	f.StringVar(&o.defaultsFile, "defaults-file", "", "MySQL option `FILE` with [client] or [respaldo], in place of all others")
 	f.StringVar(&o.socket, "socket", "", "`PATH` of the server's socket")
-	f.StringVar(&o.lock, "lock", "", "`MODE` of the lock: auto, backup or global; a weaker one than is safe is refused")
-	f.DurationVar(&o.maxLock, "max-lock", 0, "longest `TIME` that writers may be held, waiting for the lock included (500ms, 3s)")
+	f.StringVar(&o.lock, "lock", "", "`MODE` of the lock: auto, none, backup or global; a weaker one than is safe is refused")
+	f.DurationVar(&o.maxLock, "max-lock", 0, "longest `TIME` that one try to take the snapshot may hold writers, waiting for the lock included (500ms, 3s)")
 	f.Var(&o.size, "snapshot-size", "room for changes of a thick LVM snapshot (20GiB); without it, chosen from the free space")
-	cmd.RegisterFlagCompletionFunc("lock", cobra.FixedCompletions([]string{"auto", "backup", "global"}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.RegisterFlagCompletionFunc("lock", cobra.FixedCompletions([]string{"auto", "none", "backup", "global"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// addTries is for commands that take the lock.
+func (o *lockFlags) addTries(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.DurationVar(&o.patience, "patience", 0, "`TIME` within which to wait for a moment in which the lock can be had, and to try again (10s, 5m); nobody is held meanwhile")
+	f.BoolVar(&o.killBlockers, "kill-blockers", false, "end long reads that stand in the way of the lock, by KILL QUERY; never a write")
 }
 
 func (o *lockFlags) apply(s *backup.Site) error {
@@ -52,6 +61,15 @@ func (o *lockFlags) apply(s *backup.Site) error {
 			return usageError("--max-lock must be more than zero", "give a time, such as 500ms or 3s")
 		}
 		s.MaxLock = o.maxLock
+	}
+	if o.flags.Changed("patience") {
+		if o.patience <= 0 {
+			return usageError("--patience must be more than zero", "give a time, such as 10s or 5m")
+		}
+		s.Patience = o.patience
+	}
+	if o.flags.Changed("kill-blockers") {
+		s.KillBlockers = o.killBlockers
 	}
 	if o.size > 0 {
 		s.SnapshotBytes = int64(o.size)

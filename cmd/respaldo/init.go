@@ -15,6 +15,7 @@ import (
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/config"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 	"github.com/respaldo-backup/respaldo/internal/repo"
 )
 
@@ -108,24 +109,12 @@ func (a *app) completeConfig() (string, error) {
 		return "", &respaldo.Error{Kind: respaldo.Failed, What: "the repository is there, but cannot be written into " + c.Path,
 			Hint: "set url and password_file in [repository] yourself", Err: err}
 	}
-	path, err := filepath.EvalSymlinks(c.Path)
+	text, err := os.ReadFile(c.Path)
 	if err != nil {
 		return fail(err)
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return fail(err)
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return fail(err)
-	}
-	temp := path + ".new"
-	os.Remove(temp)
-	if err := writeNew(temp, strings.TrimRight(string(text), "\n")+"\n\n"+a.repositorySection(), info.Mode().Perm()); err != nil {
-		return "", err
-	}
-	if err := os.Rename(temp, path); err != nil {
+	whole := strings.TrimRight(string(text), "\n") + "\n\n" + a.repositorySection()
+	if err := disk.Rewrite(c.Path, []byte(whole), 0o600); err != nil {
 		return fail(err)
 	}
 	return c.Path, nil
@@ -210,24 +199,10 @@ func writeNew(path, text string, mode fs.FileMode) error {
 	fail := func(err error) error {
 		return &respaldo.Error{Kind: respaldo.Refused, What: "cannot write " + path, Hint: "run respaldo init as root, or name other files", Err: err}
 	}
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fail(err)
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-	if err != nil {
-		return fail(err)
-	}
-	_, err = f.WriteString(text)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		os.Remove(path)
-		return fail(err)
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return fail(err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+	if err := disk.Create(path, []byte(text), mode); err != nil {
 		return fail(err)
 	}
 	return nil

@@ -117,7 +117,7 @@ func showBackups(p *page, backups []respaldo.Backup) {
 	for _, b := range backups {
 		m := b.Manifest
 		t.row(b.ID[:min(shortID, len(b.ID))], m.Server+"@"+m.Host, kindOf(m), m.Taken.Local().Format("2006-01-02 15:04"), m.Quiesced.Coordinates.String(),
-			backup.FormatBytes(b.Bytes), backup.FormatBytes(b.Stored), backup.FormatSeconds(m.Quiesced.HeldSeconds), proofWord(m.Proof))
+			backup.FormatBytes(b.Bytes), backup.FormatBytes(b.Stored), heldWord(m.Quiesced), proofWord(m.Proof))
 	}
 	p.table(t)
 }

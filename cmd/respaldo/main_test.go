@@ -89,7 +89,7 @@ func newStoryCmd(a *app) *cobra.Command {
 // server says which server was chosen.
 func newServerCmd(a *app) *cobra.Command {
 	return testCommand("which", exactArgs(), func(context.Context, []string) error {
-		s, err := a.server()
+		s, err := a.serverOf(a.flags.server)
 		if err != nil {
 			return err
 		}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"os"
@@ -142,22 +141,14 @@ func (o *prepareFlags) ask(ctx context.Context, a *app, plan *backup.Plan) error
 	}
 	var text strings.Builder
 	showPlan(&page{Writer: &text, width: widthOf(os.Stderr)}, plan, o.undo)
-	a.console.printf("%s\nThe server will be stopped. Go on? [y/N] ", text.String())
-	a.console.flush()
-	answers := make(chan string, 1)
-	go func() { // a read of the terminal cannot be cancelled
-		line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
-		answers <- strings.ToLower(strings.TrimSpace(line))
-	}()
-	select {
-	case answer := <-answers:
-		if answer == "y" || answer == "yes" {
-			return nil
-		}
-		return &respaldo.Error{Kind: respaldo.Refused, What: "not confirmed: nothing was touched"}
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	answer, err := a.ask(ctx, text.String()+"\nThe server will be stopped. Go on? [y/N] ")
+	if err != nil {
+		return err
 	}
+	if answer = strings.ToLower(answer); answer != "y" && answer != "yes" {
+		return &respaldo.Error{Kind: respaldo.Refused, What: "not confirmed: nothing was touched", Hint: "answer y, or give --yes"}
+	}
+	return nil
 }
 
 func showPlan(p *page, plan *backup.Plan, undo bool) {

@@ -6,30 +6,17 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/backup"
-	runner "github.com/respaldo-backup/respaldo/internal/run"
 	"github.com/respaldo-backup/respaldo/lab/guest"
 )
-
-// plainServer is a server as most are: on a filesystem that nobody can snapshot, binlogs and
-// mysql-files beside its data directory, started and stopped by somebody else than us.
-type plainServer struct {
-	*stand
-	kind   string
-	pid    string // file
-	mount  string
-	tables map[string]string // checksums, while nobody writes
-	more   []string          // arguments
-}
 
 // preparations are the kinds of volume and the servers that are prepared.
 func preparations() [][2]string {
@@ -75,121 +62,11 @@ func TestPrepare(t *testing.T) {
 				s.killed([]string{"--undo"}, s.backPoints()...)
 				s.undone()
 			}
+			if n == 0 {
+				s.intoGroup()
+			}
 		})
 	}
-}
-
-const plainData = "/srv/old/mysql"
-
-func newPlainServer(t *testing.T, kind, server string) *plainServer {
-	t.Helper()
-	s := &plainServer{stand: &stand{t: t, whole: t, dir: workDir(t)}, kind: kind, mount: "/srv/new"}
-	if err := os.MkdirAll("/srv/old", 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll("/srv/old") })
-	for _, dir := range []string{"/srv/old/binlog", "/srv/old/mysql-files"} {
-		if err := os.Mkdir(dir, 0o750); err != nil {
-			t.Fatal(err)
-		}
-		guest.Chown(t, dir)
-	}
-	first := guest.StartServer(t, guest.ServerSpec{Name: server, DataDir: plainData, Args: []string{"--log-bin=/srv/old/binlog/binlog", "--secure-file-priv=/srv/old/mysql-files"}})
-	first.Exec(t, "CREATE DATABASE shop",
-		"CREATE TABLE shop.customers (id INT PRIMARY KEY, name VARCHAR(100)) ENGINE=InnoDB",
-		"CREATE TABLE shop.notes (id INT PRIMARY KEY, note TEXT) ENGINE=MyISAM",
-		"INSERT INTO shop.customers VALUES (1, 'one'), (2, 'two')", "INSERT INTO shop.notes VALUES (1, 'not transactional')")
-	s.server = first
-	s.tables = guest.Checksums(t, first.DB)
-	s.pid = first.Spec().Socket + ".pid"
-	args := commandOf(t, first.PID())
-	if err := first.Stop(); err != nil {
-		t.Fatal(err)
-	}
-	s.manage(args)
-	s.config = filepath.Join(s.dir, "respaldo.toml")
-	s.write(s.config, 0o644, fmt.Sprintf("format = 1\nstate_dir = %q\nrun_dir = \"/run/respaldo\"\ncache_dir = %q\n[repository]\nurl = %q\npassword_file = %q\n"+
-		"[server.main]\ndefaults_file = %q\nmax_lock = \"20s\"\nstart = [%q]\nstop = [%q]\n",
-		s.dir+"/state", s.dir+"/cache", s.dir+"/repository", s.dir+"/password", first.OptionFile, s.dir+"/start", s.dir+"/stop"))
-	s.write(s.dir+"/password", 0o600, "correct horse\n")
-	guest.Run(t, s.dir+"/start")
-	s.answers()
-	return s
-}
-
-// commandOf is a process's command line.
-func commandOf(t *testing.T, pid int) []string {
-	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")
-}
-
-// manage writes what starts and stops the server: with its data directory in an option file,
-// as packages have it, and in the background, so that it outlives whoever starts it.
-func (s *plainServer) manage(args []string) {
-	s.t.Helper()
-	for _, dir := range []string{s.dir + "/conf.d"} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			s.t.Fatal(err)
-		}
-	}
-	s.write(s.dir+"/my.cnf", 0o644, "[mysqld]\ndatadir="+plainData+"\n!includedir "+s.dir+"/conf.d\n")
-	var words []string
-	for _, arg := range args {
-		switch {
-		case arg == "--no-defaults":
-			arg = "--defaults-file=" + s.dir + "/my.cnf"
-		case strings.HasPrefix(arg, "--datadir="):
-			continue
-		}
-		words = append(words, runner.Quote(arg))
-	}
-	s.write(s.dir+"/start", 0o755, "#!/bin/sh\ncd /\nrm "+s.dir+"/refuse 2>/dev/null && exit 1\nsetsid "+strings.Join(words, " ")+" </dev/null >>/run/mysqld/plain.err 2>&1 &\n")
-	s.write(s.dir+"/stop", 0o755, "#!/bin/sh\nexec kill $(cat "+s.pid+")\n")
-	s.whole.Cleanup(func() {
-		s.kill()
-		s.forget()
-	})
-}
-
-// kill ends the server, if it runs.
-func (s *plainServer) kill() {
-	text, err := os.ReadFile(s.pid)
-	pid, convErr := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil || convErr != nil {
-		return
-	}
-	syscall.Kill(pid, syscall.SIGKILL)
-	guest.Eventually(s.whole, testLimit, func() error {
-		if syscall.Kill(pid, 0) == nil {
-			return fmt.Errorf("process %d is still there", pid)
-		}
-		return nil
-	})
-	os.Remove(s.pid)
-}
-
-// forget destroys the volume and what names it, for the next one's blank disk.
-func (s *plainServer) forget() {
-	guest.Try("umount", s.mount)
-	guest.Try("vgremove", "-qq", "-ff", "-y", "mysql")
-	guest.Try("pvremove", "-qq", "-ff", "-y", guest.Disk(0))
-	guest.Run(s.whole, "wipefs", "-qa", guest.Disk(0))
-	os.Remove("/etc/fstab")
-	os.Remove("/etc/fstab.before-respaldo")
-	os.Remove(s.mount)
-}
-
-// answers waits for the server.
-func (s *plainServer) answers() *sql.DB {
-	s.t.Helper()
-	db := s.server.Open()
-	s.t.Cleanup(func() { db.Close() })
-	guest.Eventually(s.t, testLimit, db.Ping)
-	return db
 }
 
 func (s *plainServer) args(more ...string) []string {
@@ -220,6 +97,10 @@ func (s *plainServer) dryRun() {
 		}
 	}
 	s.fails(int(respaldo.Usage), s.args()...) // nobody is there to say yes
+	shown, code := s.asked("[y/N] ", "", s.args()...)
+	if code != int(respaldo.Refused) || !strings.Contains(shown, "mkfs.") || !strings.Contains(shown, "nothing was touched") {
+		s.t.Errorf("asked, and not told yes, it ends with %d:\n%s", code, shown)
+	}
 	if after := s.machine(); after != before {
 		s.t.Errorf("a dry run has changed something:\n%s\nwas\n%s", after, before)
 	}
@@ -282,10 +163,8 @@ func (s *plainServer) prepared() {
 	s.t.Logf("stopped for %.1f s", done.Seconds)
 	db := s.answers()
 	s.worksIn(db, s.mount+"/data")
-	for table, sum := range s.tables {
-		if got := guest.Checksums(s.t, db)[table]; got != sum {
-			s.t.Errorf("%s has checksum %q, not %q", table, got, sum)
-		}
+	if got := guest.Checksums(s.t, db); !maps.Equal(got, s.tables) {
+		s.t.Errorf("the tables are %v, not %v", got, s.tables)
 	}
 	for _, dir := range []string{plainData, "/srv/old/binlog", "/srv/old/mysql-files"} {
 		if link, err := os.Readlink(dir); err != nil || !strings.HasPrefix(link, s.mount+"/") {
@@ -405,13 +284,6 @@ func (s *plainServer) killed(more []string, points ...string) {
 	}
 }
 
-// alive tells whether the server runs.
-func (s *plainServer) alive() bool {
-	text, _ := os.ReadFile(s.pid)
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	return err == nil && syscall.Kill(pid, 0) == nil
-}
-
 // makingPoints, movingPoints, startedPoints and backPoints are where respaldo is killed: everywhere when
 // soaking, else once in making the volume, and wherever the data is in two places.
 func (s *plainServer) makingPoints() []string {
@@ -460,7 +332,7 @@ func (s *plainServer) undone() {
 	s.ok("prepare", "--undo", "--yes")
 	db = s.answers()
 	s.worksIn(db, plainData)
-	if got := guest.Checksums(s.t, db); !slices.Equal(values(got), values(s.tables)) {
+	if got := guest.Checksums(s.t, db); !maps.Equal(got, s.tables) {
 		s.t.Errorf("the tables are %v, not %v", got, s.tables)
 	}
 	fstab, _ := os.ReadFile("/etc/fstab")
@@ -484,11 +356,24 @@ func (s *plainServer) undone() {
 	s.fails(int(respaldo.NotFound), "prepare", "--undo", "--yes")
 }
 
-func values(m map[string]string) []string {
-	var list []string
-	for k, v := range m {
-		list = append(list, k+"="+v)
+// intoGroup prepares once more after an undo, in the group that is there by now, beside
+// somebody else's volume.
+func (s *plainServer) intoGroup() {
+	const theirs = "/dev/mysql/theirs"
+	guest.Run(s.t, "lvremove", "-qq", "--yes", "mysql/mysql")
+	guest.Run(s.t, "lvcreate", "-qq", "--yes", "--size", "64m", "--name", "theirs", "mysql")
+	guest.Run(s.t, "sh", "-c", "printf precious >"+theirs)
+	s.ok("prepare", "--vg", "mysql", "--lv", "again", "--kind", s.kind, "--mount", s.mount, "--yes")
+	db := s.answers()
+	s.worksIn(db, s.mount+"/data")
+	if got := guest.Checksums(s.t, db); !maps.Equal(got, s.tables) {
+		s.t.Errorf("the tables are %v, not %v", got, s.tables)
 	}
-	slices.Sort(list)
-	return list
+	if mounted := guest.Run(s.t, "cat", "/proc/mounts"); !strings.Contains(mounted, "/dev/mapper/mysql-again "+s.mount+" ") {
+		s.t.Errorf("not mounted from the new volume:\n%s", mounted)
+	}
+	if got := guest.Run(s.t, "head", "--bytes=8", theirs); got != "precious" {
+		s.t.Errorf("the other volume holds %q", got)
+	}
+	s.ok("check") // it can be snapshotted
 }

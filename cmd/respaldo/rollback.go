@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -87,22 +86,11 @@ by the next run of respaldo, or respaldo cleanup.`,
 func (a *app) confirmRollback(ctx context.Context, plan backup.RollbackPlan) error {
 	var text strings.Builder
 	showRollbackPlan(&page{Writer: &text, width: widthOf(os.Stderr)}, plan)
-	a.console.printf("%s\nShall %s go back to this snapshot? Type yes: ", text.String(), plan.Volume.Name)
-	a.console.flush()
-	answer := make(chan string, 1)
-	go func() {
-		line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
-		answer <- strings.TrimSpace(line)
-	}()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case line := <-answer:
-		if line == "yes" {
-			return nil
-		}
+	answer, err := a.ask(ctx, fmt.Sprintf("%s\nShall %s go back to this snapshot? Type yes: ", text.String(), plan.Volume.Name))
+	if err != nil || answer == "yes" {
+		return err
 	}
-	return &respaldo.Error{Kind: respaldo.Refused, What: "nothing was touched: the answer was not yes"}
+	return &respaldo.Error{Kind: respaldo.Refused, What: "nothing was touched: the answer was not yes", Hint: "type the whole word, or give --yes"}
 }
 
 func showRollbackPlan(p *page, plan backup.RollbackPlan) {

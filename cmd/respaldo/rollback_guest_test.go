@@ -166,6 +166,11 @@ func (s *stand) rollbackRefused(t *testing.T, snapshot string, now map[string]st
 	refused([]string{"not an empty directory"}, "--yes", "--save-binlogs", s.dir)
 	refused([]string{"systemd does not run here", "stop = "}, "--yes", "--config", s.other("nobody.toml", strings.Split(s.read(s.config), "stop = ")[0]))
 	s.fails(int(respaldo.NotFound), "rollback", "respaldo-main-nowhere", "--yes")
+	shown, code := s.asked("Type yes: ", "y", "rollback", snapshot)
+	if code != int(respaldo.Refused) || !strings.Contains(shown, "4 transactions") || !strings.Contains(shown, "nothing was touched") {
+		t.Errorf("asked, and not told yes, it ends with %d:\n%s", code, shown)
+	}
+	s.sameTables(now)
 
 	worker := exec.Command("sleep", "1000")
 	worker.Dir = s.volume.Path

@@ -144,7 +144,7 @@ NAME is not needed where there is one; respaldo list shows the names.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&all, "all", false, "end all of this server's")
+	cmd.Flags().BoolVar(&all, "all", false, "end all: of the server that --server names, or of every one")
 	return cmd
 }
 
@@ -179,12 +179,8 @@ func (a *app) onlookers() ([]*backup.Site, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := c.Names()
-	if a.flags.server != "" {
-		names = []string{a.flags.server}
-	}
 	var sites []*backup.Site
-	for _, name := range names {
+	for _, name := range a.servers(c) {
 		sites = append(sites, &backup.Site{Server: name, StateDir: c.StateDir, RunDir: c.RunDir, LVMConfig: c.LVMConfig,
 			PoolData: c.Thresholds.PoolData, PoolMetadata: c.Thresholds.PoolMetadata, Run: runner.Local{Log: a.log}, Log: a.log})
 	}

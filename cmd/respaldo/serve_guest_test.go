@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	driver "github.com/go-sql-driver/mysql"
+	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/backup"
@@ -168,6 +169,35 @@ func (v *serving) shows(customers int) {
 	}
 }
 
+// isModest sees that the server stays within what it was given, and that the origin goes first:
+// for the processor, the disk, and when memory runs out.
+func (v *serving) isModest(memory int) {
+	t := v.s.t
+	t.Helper()
+	var pool int
+	if err := v.root().QueryRow("SELECT @@innodb_buffer_pool_size").Scan(&pool); err != nil || pool > memory/2 || pool < memory/4 {
+		t.Errorf("a buffer pool of %d bytes, of %d that it may use, %v", pool, memory, err)
+	}
+	instances, err := mysql.FindInstances("main." + v.Name)
+	if err != nil || len(instances) != 1 {
+		t.Fatalf("its servers: %+v, %v", instances, err)
+	}
+	pid := fmt.Sprint(instances[0].PID)
+	for what, argv := range map[string][]string{
+		"10":                  {"ps", "-o", "ni=", "-p", pid},
+		"best-effort: prio 7": {"ionice", "-p", pid},
+		"1000":                {"cat", "/proc/" + pid + "/oom_score_adj"},
+	} {
+		if got := strings.TrimSpace(guest.Run(t, argv[0], argv[1:]...)); got != what {
+			t.Errorf("%v says %q, not %q", argv, got, what)
+		}
+	}
+	var core unix.Rlimit
+	if err := unix.Prlimit(instances[0].PID, unix.RLIMIT_CORE, nil, &core); err != nil || core.Max != 0 {
+		t.Errorf("it may leave a core of %d bytes, %v", core.Max, err)
+	}
+}
+
 // root connects with the option file that only root can read.
 func (v *serving) root() *sql.DB {
 	t := v.s.t
@@ -217,9 +247,10 @@ func (s *stand) servesNow(t *testing.T) {
 	// In the background, and into a kept snapshot that stays as it is.
 	kept := s.take().Snapshot.Name
 	var d backup.Served
-	s.into(&d, "serve", kept, "--detach", "--read-only=false")
+	s.into(&d, "serve", kept, "--detach", "--read-only=false", "--memory", "128MiB")
 	v = &serving{Served: d, s: s}
 	v.shows(210)
+	v.isModest(128 << 20)
 	if o := s.fails(int(respaldo.Busy), "snapshot", "remove", kept); !strings.Contains(o.stderr, "respaldo stop "+d.Name) {
 		t.Errorf("it does not say who uses it:\n%s", o.stderr)
 	}

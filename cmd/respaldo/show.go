@@ -44,19 +44,19 @@ func showBackup(p *page, b respaldo.Backup) {
 	f.field("backup", b.ID)
 	f.field("server", fmt.Sprintf("%s on %s, %s", m.Server, m.Host, m.Version.Text))
 	f.field("taken", formatTime(m.Taken))
-	f.field("coordinates", q.Coordinates.String())
+	f.field("coordinates", coordinatesText(m))
 	if q.Coordinates.GTIDSet != "" {
 		f.field("GTID set", q.Coordinates.GTIDSet)
 	}
 	for _, u := range q.Coordinates.Upstream {
-		f.field("replica of", fmt.Sprintf("%s:%d, applied up to %s:%d", u.Host, u.Port, u.File, u.Position))
+		f.field("replica of", upstreamText(u))
 	}
 	if d := m.Dump; d != nil {
 		f.field("dump", fmt.Sprintf("of %s, by %s, of %s", dumpedText(*d), d.Tool, d.Image))
 	}
 	f.field("timeline", m.Timeline)
 	f.field("volume", fmt.Sprintf("%s (%s), %s", m.Volume.Name, m.Volume.Kind, m.Volume.FSType))
-	f.field("lock", fmt.Sprintf("%s, writers held %s after waiting %s", q.Mode, backup.FormatSeconds(q.HeldSeconds), backup.FormatSeconds(q.WaitedSeconds)))
+	quiescedFields(f, q)
 	if m.Dump == nil {
 		f.field("proof", proofText(m.Proof))
 	}
@@ -83,6 +83,26 @@ func showBackup(p *page, b respaldo.Backup) {
 		t.row(string(place.Role), place.Path, stored)
 	}
 	p.table(t)
+}
+
+// coordinatesText says of coordinates that were read in the image whether they are confirmed.
+func coordinatesText(m respaldo.Manifest) string {
+	text := m.Quiesced.Coordinates.String()
+	if m.Unconfirmed() {
+		text += " (read in the image, not confirmed)"
+	}
+	return text
+}
+
+func upstreamText(u respaldo.Upstream) string {
+	text := fmt.Sprintf("%s:%d, applied up to ", u.Host, u.Port)
+	switch {
+	case u.File != "":
+		return fmt.Sprintf("%s%s:%d", text, u.File, u.Position)
+	case u.GTIDSet != "":
+		return text + u.GTIDSet
+	}
+	return text + "where only a server that is started on the image can say"
 }
 
 // dumpedText is what of the server a dump holds.

@@ -44,7 +44,7 @@ func (a *app) siteOf(name string) (*backup.Site, error) {
 		StateDir: c.StateDir, RunDir: c.RunDir, LVMConfig: c.LVMConfig,
 		Repository: func(ctx context.Context) (*repo.Repo, error) { return a.open(ctx, s.Repository) },
 		Folder:     repo.FolderOf(s.Repository.URL), CacheDir: c.CacheDir,
-		Lock: s.Lock, MaxLock: s.MaxLock, SnapshotBytes: s.SnapshotSize, Prove: s.Prove,
+		Lock: s.Lock, MaxLock: s.MaxLock, Patience: s.Patience, KillBlockers: s.KillBlockers, SnapshotBytes: s.SnapshotSize, Prove: s.Prove,
 		Keep: policyOf(s.Keep), KeepSnapshots: policyOf(s.KeepSnapshots),
 		PoolData: c.Thresholds.PoolData, PoolMetadata: c.Thresholds.PoolMetadata,
 		Hooks: backup.Hooks{Before: s.Hooks.Before, After: s.Hooks.After, OnFailure: s.Hooks.OnFailure, Timeout: s.Hooks.Timeout,

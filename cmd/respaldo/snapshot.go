@@ -35,6 +35,9 @@ func newSnapshotCreateCmd(a *app) *cobra.Command {
 snapshot stays until snapshot remove, or until --ttl has passed and a backup, snapshot
 create or cleanup runs.
 
+A lock that is not to be had is tried for again, within --patience; each try may hold
+writers for --max-lock at most. --kill-blockers is as in respaldo backup.
+
 Nobody watches it between these. On thick LVM it is lost when the server changes
 more than it has room for; the next of them removes it then. On thin LVM it holds on to what
 the server changes, and a full pool stops the server: one that finds the pool above its
@@ -42,7 +45,8 @@ threshold removes such snapshots, the oldest first, and says so. On Btrfs it hol
 the filesystem's room in the same way, and is not removed for that. Have a timer run
 respaldo cleanup, and watch the room.`,
 		Example: `  respaldo snapshot create
-  respaldo snapshot create --ttl 24h --snapshot-size 20GiB`,
+  respaldo snapshot create --ttl 24h --snapshot-size 20GiB
+  respaldo snapshot create --max-lock 500ms --patience 10m --kill-blockers`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkTTL(cmd); err != nil {
@@ -63,6 +67,7 @@ respaldo cleanup, and watch the room.`,
 		},
 	}
 	lock.add(cmd)
+	lock.addTries(cmd)
 	addTTL(cmd, &ttl)
 	return cmd
 }
@@ -133,8 +138,8 @@ func showSnapshot(p *page, k backup.KeptSnapshot) {
 	q := k.Manifest.Quiesced
 	f := newFields()
 	f.field("snapshot", k.Snapshot.Name)
-	f.field("taken", fmt.Sprintf("%s at %s", formatTime(q.At), q.Coordinates))
-	f.field("writers", fmt.Sprintf("held %s, after waiting %s for the lock (%s)", backup.FormatSeconds(q.HeldSeconds), backup.FormatSeconds(q.WaitedSeconds), q.Mode))
+	f.field("taken", fmt.Sprintf("%s at %s", formatTime(q.At), coordinatesText(*k.Manifest)))
+	quiescedFields(f, q)
 	f.field("path", k.Snapshot.Path)
 	f.field("stays", staysText(k.Snapshot))
 	p.table(f)
@@ -146,11 +151,11 @@ func showSnapshots(p *page, list []backup.KeptSnapshot) {
 		p.printf("There are no snapshots.\n")
 		return
 	}
-	t := newTable(left("SNAPSHOT"), left("TAKEN"), left("VOLUME"), flexible("COORDINATES"), left("FULL"), left("STAYS"))
+	t := newTable(left("SNAPSHOT"), left("TAKEN"), left("VOLUME"), flexible("COORDINATES"), right("HELD"), left("FULL"), left("STAYS"))
 	for _, k := range list {
-		coordinates := "-"
+		coordinates, held := "-", "-"
 		if k.Manifest != nil {
-			coordinates = k.Manifest.Quiesced.Coordinates.String()
+			coordinates, held = k.Manifest.Quiesced.Coordinates.String(), heldWord(k.Manifest.Quiesced)
 		}
 		full := formatPercent(k.Fill.Data)
 		switch {
@@ -159,7 +164,7 @@ func showSnapshots(p *page, list []backup.KeptSnapshot) {
 		case !k.Fill.Valid:
 			full = "LOST"
 		}
-		t.row(k.Snapshot.Name, formatTime(k.Snapshot.Created), k.Snapshot.Volume, coordinates, full, staysAs(k)+usedText(k.UsedBy))
+		t.row(k.Snapshot.Name, formatTime(k.Snapshot.Created), k.Snapshot.Volume, coordinates, held, full, staysAs(k)+usedText(k.UsedBy))
 	}
 	p.table(t)
 }

@@ -171,6 +171,37 @@ func (s *stand) fails(code int, args ...string) outcome {
 	return o
 }
 
+// asked runs respaldo at a terminal, where it asks, and somebody answers. It returns what
+// the terminal shows, and the exit code.
+func (s *stand) asked(question, answer string, args ...string) (shown string, code int) {
+	s.t.Helper()
+	terminal, program := guest.Terminal(s.t)
+	cmd := s.command(args...)
+	cmd.Stdin, cmd.Stderr = program, program
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := program.Close(); err != nil { // the terminal has an end then
+		s.t.Fatal(err)
+	}
+	part := make([]byte, 4096)
+	for answered := false; ; {
+		n, err := terminal.Read(part)
+		shown += string(part[:n])
+		if !answered && strings.Contains(shown, question) {
+			answered = true
+			if _, err := terminal.WriteString(answer + "\n"); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+		if err != nil { // nobody writes to it any more
+			break
+		}
+	}
+	cmd.Wait()
+	return shown, cmd.ProcessState.ExitCode()
+}
+
 // into runs respaldo with --json and decodes what it prints.
 func (s *stand) into(v any, args ...string) {
 	s.t.Helper()

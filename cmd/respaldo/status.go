@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -14,6 +12,7 @@ import (
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/backup"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 )
 
 func newStatusCmd(a *app) *cobra.Command {
@@ -45,7 +44,11 @@ Needs root, as a backup does: what is remembered is root's.`,
 			if cmd.Flags().Changed("max-age") && maxAge <= 0 {
 				return usageError("--max-age must be more than zero", "give a time, such as 26h")
 			}
-			all, err := a.status(cmd.Context(), maxAge)
+			c, err := a.config()
+			if err != nil {
+				return err
+			}
+			all, err := a.status(cmd.Context(), a.servers(c), maxAge)
 			if err != nil {
 				return err
 			}
@@ -65,16 +68,11 @@ Needs root, as a backup does: what is remembered is root's.`,
 	return cmd
 }
 
-// status looks at the server that --server names, or at all of them. maxAge, if given, is
-// for each.
-func (a *app) status(ctx context.Context, maxAge time.Duration) ([]*backup.Status, error) {
+// status looks at servers. maxAge, if given, is for each.
+func (a *app) status(ctx context.Context, names []string, maxAge time.Duration) ([]*backup.Status, error) {
 	c, err := a.config()
 	if err != nil {
 		return nil, err
-	}
-	names := c.Names()
-	if a.flags.server != "" {
-		names = []string{a.flags.server}
 	}
 	var all []*backup.Status
 	for _, name := range names {
@@ -105,10 +103,7 @@ func (a *app) metricsAfter(ctx context.Context) {
 	if err != nil || c.PrometheusFile == "" {
 		return
 	}
-	server := a.flags.server
-	a.flags.server = "" // the file has all of them
-	defer func() { a.flags.server = server }()
-	all, err := a.status(context.WithoutCancel(ctx), 0)
+	all, err := a.status(context.WithoutCancel(ctx), c.Names(), 0) // whichever was backed up
 	if err != nil {
 		a.progress().Warn("the metrics are not up to date: " + err.Error())
 		return
@@ -128,8 +123,7 @@ func (a *app) updateMetrics(all []*backup.Status) {
 	}
 }
 
-// writeMetrics replaces the file at once. Its temporary name does not end in .prom, which
-// is what node_exporter reads.
+// writeMetrics replaces the file at once.
 func writeMetrics(path string, all []*backup.Status) error {
 	fail := func(err error) error {
 		return &respaldo.Error{Kind: respaldo.Failed, What: "cannot write the metrics to " + path, Hint: "name a file in a directory that exists, on a filesystem with room", Err: err}
@@ -141,16 +135,7 @@ func writeMetrics(path string, all []*backup.Status) error {
 	if err := backup.WriteMetrics(&text, all); err != nil {
 		return fail(err)
 	}
-	temp, err := os.CreateTemp(filepath.Dir(path), ".respaldo-*")
-	if err != nil {
-		return fail(err)
-	}
-	defer os.Remove(temp.Name()) // which is gone by then, if all went well
-	_, err = temp.Write(text.Bytes())
-	if err := errors.Join(err, temp.Chmod(0o644), temp.Sync(), temp.Close()); err != nil {
-		return fail(err)
-	}
-	if err := os.Rename(temp.Name(), path); err != nil {
+	if err := disk.Replace(path, text.Bytes(), 0o644); err != nil {
 		return fail(err)
 	}
 	return nil

@@ -25,6 +25,7 @@ func TestSystemd(t *testing.T) {
 		h.prepare(t)
 		h.besideUdev(t)
 		h.rollBack(t)
+		h.rollBackGivenUp(t)
 		return
 	}
 	h.afterReboot(t)
@@ -92,9 +93,38 @@ func (h *machine) rollBack(t *testing.T) {
 	}
 }
 
-// afterReboot finds the server up on its volume, mounted by fstab, and removes all snapshots.
-func (h *machine) afterReboot(t *testing.T) {
-	var sums map[string]string
+// rollBackGivenUp goes back with a server whose files are damaged, and which systemd has
+// tried to start so often that it does so no more.
+func (h *machine) rollBackGivenUp(t *testing.T) {
+	name := h.take().Snapshot.Name
+	guest.Run(t, "mkdir", "-p", "/run/systemd/system/"+guest.Unit+".d")
+	if err := os.WriteFile("/run/systemd/system/"+guest.Unit+".d/limit.conf", []byte("[Unit]\nStartLimitIntervalSec=1h\nStartLimitBurst=2\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	guest.Run(t, "systemctl", "daemon-reload")
+	guest.Run(t, "systemctl", "stop", guest.Unit)
+	guest.Run(t, "truncate", "--size=100K", h.server.DataDir+"/ibdata1")
+	tried := func() string { // when it was, at last
+		guest.Run(t, "sh", "-c", "! systemctl start "+guest.Unit)
+		return guest.Run(t, "systemctl", "show", "--property=ExecMainStartTimestampMonotonic", guest.Unit)
+	}
+	tried()
+	if before, after := tried(), tried(); before != after {
+		t.Fatalf("systemd has not given up: %s, then %s", before, after)
+	}
+	h.ok("rollback", name, "--yes", "--prove", "none")
+	if pid := h.mainPID(); pid == "0" {
+		t.Error("systemd does not run the server")
+	}
+	sums := savedSums(t)
+	if now := guest.Checksums(t, h.server.DB); !maps.Equal(now, sums) {
+		t.Errorf("rolled back to %v, at the snapshot %v", now, sums)
+	}
+}
+
+// savedSums are the checksums that rollBack has left.
+func savedSums(t *testing.T) (sums map[string]string) {
+	t.Helper()
 	text, err := os.ReadFile(sumsFile)
 	if err == nil {
 		err = json.Unmarshal(text, &sums)
@@ -102,6 +132,12 @@ func (h *machine) afterReboot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return sums
+}
+
+// afterReboot finds the server up on its volume, mounted by fstab, and removes all snapshots.
+func (h *machine) afterReboot(t *testing.T) {
+	sums := savedSums(t)
 	h.server = guest.OpenUnit(t)
 	if now := guest.Checksums(t, h.server.DB); !maps.Equal(now, sums) {
 		t.Errorf("after the reboot %v, before it %v", now, sums)

@@ -87,7 +87,9 @@ func (s *Site) backup(ctx context.Context, request BackupRequest) (made Made, er
 	if err != nil {
 		return made, err
 	}
-	manifest.Proof = proof
+	if manifest.Proof = proof; proof.OK {
+		noteStated(&manifest, proof.Coordinates)
+	}
 
 	ledger.Point("backup.record")
 	if made.Backup, err = repository.Record(ctx, saved, manifest); err != nil {
@@ -161,7 +163,11 @@ func (op *operation) save(ctx context.Context, f *frozen, m *respaldo.Manifest, 
 // prove starts a private server over a writable view of the image.
 func (op *operation) prove(ctx context.Context, f *frozen, m respaldo.Manifest) (respaldo.Proof, error) {
 	if op.Prove == respaldo.ProveNone {
-		op.Report.Warn("not proved, as asked: nobody knows whether this backup starts")
+		warning := "not proved, as asked: nobody knows whether this backup starts"
+		if m.Unconfirmed() {
+			warning += ", or whether its coordinates are right, which were read in its binlogs"
+		}
+		op.Report.Warn(warning)
 		return respaldo.Proof{Level: respaldo.ProveNone}, nil
 	}
 	view, err := op.writableView(ctx, f)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
 	"github.com/respaldo-backup/respaldo/internal/target"
 )
@@ -211,5 +212,5 @@ func (op *operation) writeOptions(a arrival) error {
 		}
 		op.Report.Warn("the option file that was there is now " + old + "; a new one is written")
 	}
-	return writeDurablyAs(d.OptionFile, []byte(cloneOptions(a, d)), 0o644) // the server reads it as its own user
+	return disk.Replace(d.OptionFile, []byte(cloneOptions(a, d)), 0o644) // the server reads it as its own user
 }

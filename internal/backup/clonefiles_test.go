@@ -202,29 +202,6 @@ func TestOptionsThatAreNotTheUsers(t *testing.T) {
 	}
 }
 
-// Somebody else may own the directory, and lay a name there that leads elsewhere.
-func TestWriteDurablyFollowsNoLink(t *testing.T) {
-	dir := t.TempDir()
-	victim, path := filepath.Join(dir, "victim"), filepath.Join(dir, "file")
-	if err := os.WriteFile(victim, []byte("precious"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{path, path + ".new"} {
-		if err := os.Symlink(victim, name); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := writeDurablyAs(path, []byte("new"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if text, _ := os.ReadFile(victim); string(text) != "precious" {
-		t.Errorf("written through a link: %s", text)
-	}
-	if info, err := os.Lstat(path); err != nil || info.Mode() != 0o644 {
-		t.Errorf("%v, %v", info, err)
-	}
-}
-
 // pipes is a connection to a receiver in this process.
 type pipes struct {
 	io.Reader

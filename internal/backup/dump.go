@@ -150,13 +150,13 @@ func (op *operation) dumpImage(ctx context.Context, img openedImage, job *dumpJo
 		if err != nil {
 			return contextCause(ctx, err)
 		}
+		defer op.dismiss(ctx, instance)
 		op.Report.Step("started", "a private server on "+img.What)
 		if err := op.headFor(ctx, instance, job); err != nil {
-			return joinErrors(err, op.dismiss(ctx, instance))
+			return err
 		}
 		ledger.Point("dump.write")
-		err = target.write(ctx, instance, job)
-		return joinErrors(err, op.dismiss(ctx, instance))
+		return target.write(ctx, instance, job)
 	})
 }
 
@@ -169,6 +169,13 @@ func (op *operation) headFor(ctx context.Context, instance *mysql.Instance, job 
 	if inexact != "" {
 		op.Report.Warn("the dump has no coordinates to replicate from: " + inexact)
 		job.done.Coordinates = respaldo.Coordinates{}
+	} else if m := &job.image.Manifest; m.Quiesced.FromImage {
+		stated, err := instance.Coordinates(ctx)
+		if err != nil {
+			return contextCause(ctx, err)
+		}
+		noteStated(m, stated)
+		job.done.Coordinates = m.Quiesced.Coordinates
 	}
 	job.head = mysql.DumpHead(job.image.Manifest, job.image.What, op.Program, inexact)
 	return nil

@@ -2,14 +2,12 @@ package backup
 
 import (
 	"context"
-	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
 )
@@ -51,12 +49,11 @@ func (d *folderDump) settle(ctx context.Context) error {
 	if err := refuseForeignFolder(d.path); err != nil { // it may be another by now
 		return err
 	}
-	err := unix.Renameat2(unix.AT_FDCWD, d.path+partialSuffix, unix.AT_FDCWD, d.path, unix.RENAME_EXCHANGE)
-	if err != nil {
+	if err := disk.Exchange(d.path+partialSuffix, d.path); err != nil {
 		return &respaldo.Error{Kind: respaldo.Failed, What: "cannot replace " + d.path + ", which stays as it was", Hint: "name a directory that does not exist, or one on another filesystem", Err: err}
 	}
 	ledger.Point("dump.exchanged")
-	return joinErrors(syncDir(filepath.Dir(d.path)), d.held.Release(ctx))
+	return d.held.Release(ctx)
 }
 
 // refuseForeignFolder refuses to replace anything but an older dump: a directory by that
@@ -109,10 +106,6 @@ func syncTree(dir string) error {
 		if err != nil {
 			return err
 		}
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		return errors.Join(f.Sync(), f.Close())
+		return disk.Sync(path)
 	})
 }

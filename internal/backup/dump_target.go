@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
 	"github.com/respaldo-backup/respaldo/internal/repo"
@@ -202,7 +203,7 @@ func (op *operation) settlePartial(path string, force bool, held *ledger.Held) e
 	if err := os.Rename(path+partialSuffix, path); err != nil {
 		return err
 	}
-	return errors.Join(syncDir(filepath.Dir(path)), held.Released())
+	return errors.Join(disk.Sync(filepath.Dir(path)), held.Released())
 }
 
 func (d *fileDump) close(ctx context.Context, err *error) {

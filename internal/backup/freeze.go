@@ -21,6 +21,7 @@ import (
 // frozen is an image that is not opened yet: a snapshot, and what belongs to it.
 type frozen struct {
 	volume   respaldo.Volume
+	name     string // of the snapshot
 	snapshot volume.Snapshot
 	held     *ledger.Held
 	quiesced respaldo.Quiesced
@@ -30,10 +31,6 @@ type frozen struct {
 	tail     string            // the directory that they were copied to
 	live     map[string]string // what lies outside the snapshot → our copy of it
 }
-
-// patience is how long a moment without long statements is looked for, before the lock is
-// asked for. Nobody waits for us meanwhile.
-const patience = 10 * time.Second
 
 // keep says what becomes of a snapshot after its operation. The zero keep removes it.
 type keep struct {
@@ -54,11 +51,14 @@ func (op *operation) snapshotRequest(k keep) volume.Request {
 	return r
 }
 
-// freeze takes the snapshot of a quiesced server. Everything slow happens before the lock:
-// the size is chosen, the command built, the intent on disk, the filesystem flushed.
-func (op *operation) freeze(ctx context.Context, o *Outlook, k keep) (*frozen, error) {
+// freezeOnce takes the snapshot of a quiesced server. Everything slow happens before the lock:
+// the size is chosen, the command built, the intent on disk, the filesystem flushed. What it
+// returns says how far it came also when it failed.
+func (op *operation) freezeOnce(ctx context.Context, o *Outlook, k keep, patience time.Duration) (*frozen, error) {
 	request := op.snapshotRequest(k)
-	f := &frozen{volume: o.Volume, covers: o.Covers, owner: o.facts.Process}
+	f := &frozen{volume: o.Volume, covers: o.Covers, owner: o.facts.Process, name: request.Name}
+	probe := o.facts.ProbeStall() // as early as can be, to know what is usual
+	defer probe.Close()
 	var pending volume.Pending
 	var err error
 	f.held, err = op.ledger.Acquire(ctx, kindSnapshot, snapshotAttrs(request.Name, o.Volume),
@@ -67,15 +67,14 @@ func (op *operation) freeze(ctx context.Context, o *Outlook, k keep) (*frozen, e
 			if pending, err = o.volume.Prepare(ctx, request); err != nil {
 				return err
 			}
-			return op.quiesceAndTake(ctx, o, pending, f)
+			return op.quiesceAndTake(ctx, o, pending, f, mysql.QuiesceRequest{Mode: o.Lock, Reason: o.LockReason, Budget: op.MaxLock, Patience: patience,
+				Waiting: op.waiting(patience), KillBlockers: op.killBlockers(), Probe: probe, Facts: o.facts})
 		},
 		func(ctx context.Context) error { return op.dropSnapshot(ctx, pending, request.Name, o.Volume) })
-	if err != nil {
-		return nil, err
+	if err != nil && f.binlogs != nil {
+		f.binlogs.Close()
 	}
-	op.Report.Step("snapshot", fmt.Sprintf("%s at %s; writers held %s (%s)", request.Name, f.quiesced.Coordinates,
-		FormatSeconds(f.quiesced.HeldSeconds), f.quiesced.Mode))
-	return f, nil
+	return f, err
 }
 
 // gather copies what an image needs and the snapshot does not hold.
@@ -94,20 +93,19 @@ func (op *operation) gather(ctx context.Context, f *frozen) (err error) {
 // The filesystem is flushed twice, which makes the locked window three to five times
 // shorter: what there is now, however long that takes, and right before the lock what was
 // written since, which takes no time in which a calm server could get busy again.
-func (op *operation) quiesceAndTake(ctx context.Context, o *Outlook, pending volume.Pending, f *frozen) error {
+func (op *operation) quiesceAndTake(ctx context.Context, o *Outlook, pending volume.Pending, f *frozen, request mysql.QuiesceRequest) error {
 	settle := func() error { return volume.Settle(o.Volume.MountPoint) }
 	if err := settle(); err != nil {
 		return err
 	}
-	ready := func() error {
+	request.BeforeLock = func() error {
 		if err := pending.Ready(ctx); err != nil {
 			return err
 		}
 		return settle()
 	}
 	var err error
-	f.quiesced, err = o.server.Quiesce(ctx, mysql.QuiesceRequest{Mode: o.Lock, Reason: o.LockReason, Budget: op.MaxLock, Patience: patience,
-		BeforeLock: ready, Facts: o.facts},
+	f.quiesced, err = o.server.Quiesce(ctx, request,
 		func(ctx context.Context, at respaldo.Coordinates) error {
 			ledger.Point("locked")
 			if err := pending.Take(ctx); err != nil {

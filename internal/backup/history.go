@@ -18,8 +18,8 @@ type history struct {
 	Timeline    string               `json:"timeline"`
 	ServerUUID  string               `json:"server_uuid,omitempty"`
 	Coordinates respaldo.Coordinates `json:"coordinates"`
-	Volume      string               `json:"volume"` // its ID
-	HeldSeconds float64              `json:"held_seconds"`
+	Volume      string               `json:"volume"`       // its ID
+	HeldSeconds float64              `json:"held_seconds"` // by our clock, as max_lock counts it
 }
 
 func (s *Site) historyPath() string { return filepath.Join(s.StateDir, s.Server+".history.json") }

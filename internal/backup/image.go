@@ -48,7 +48,8 @@ func (img openedImage) Valid(ctx context.Context) error {
 	}
 	fill, err := img.lies.Fill(ctx)
 	if err == nil && !fill.Valid {
-		err = &respaldo.Error{Kind: respaldo.SnapshotLost, What: "snapshot " + img.lies.Describe().Name + " has overflowed or is gone; what was read from it is worthless"}
+		err = &respaldo.Error{Kind: respaldo.SnapshotLost, What: "snapshot " + img.lies.Describe().Name + " has overflowed or is gone; what was read from it is worthless",
+			Hint: "take another; on thick LVM a larger one (--snapshot-size), on thin LVM give the pool room"}
 	}
 	return err
 }

@@ -102,7 +102,7 @@ func copyTree(ctx context.Context, from, to string) error {
 			}
 			return os.Symlink(link, target)
 		case 0:
-			if err := copyFile(path, target); err != nil {
+			if err := copyFile(ctx, path, target); err != nil {
 				return err
 			}
 		default:
@@ -116,7 +116,8 @@ func copyTree(ctx context.Context, from, to string) error {
 	})
 }
 
-func copyFile(from, to string) error {
+// copyFile copies a file's content into a new one, which is ours alone.
+func copyFile(ctx context.Context, from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
 		return err
@@ -126,9 +127,15 @@ func copyFile(from, to string) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(out, in)
-	if closeErr := out.Close(); err == nil {
-		err = closeErr
+	for err == nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		} else {
+			_, err = io.CopyN(out, in, 64<<20)
+		}
 	}
-	return err
+	if err == io.EOF {
+		err = nil
+	}
+	return errors.Join(err, out.Close())
 }

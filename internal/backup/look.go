@@ -43,6 +43,8 @@ type Outlook struct {
 	Space      volume.Space      `json:"space"`
 	Lock       respaldo.LockMode `json:"lock"`
 	LockReason string            `json:"lock_reason"`
+	// Conditions must all hold for the lock to be none.
+	Conditions []mysql.Condition `json:"conditions"`
 	MaxLock    float64           `json:"max_lock_seconds"`
 	Pause      float64           `json:"expected_pause_seconds"` // that this volume's snapshot is expected to need
 	PauseFrom  string            `json:"expected_pause_from"`
@@ -143,13 +145,29 @@ func (op *operation) look(ctx context.Context) (*Outlook, error) {
 	o := &Outlook{Server: op.Server, Engines: engineNames(facts), Version: facts.Version, MaxLock: op.MaxLock.Seconds(), facts: facts, server: server}
 	o.Warnings = slices.Concat(server.Warnings(), facts.Warnings, facts.Lost)
 	o.refuse(errors.Join(facts.Refusals()...))
+	if err := op.lookAtVolume(ctx, o); err != nil {
+		o.refuse(err)
+	} else {
+		facts.Coverage = o.coverage()
+	}
+	o.Conditions = facts.Conditions()
 	if o.Lock, o.LockReason, err = mysql.ChooseLock(facts, op.Lock); err != nil {
 		o.refuse(err)
 	}
-	if err := op.lookAtVolume(ctx, o); err != nil {
-		o.refuse(err)
-	}
 	return o, nil
+}
+
+// coverage is what the one snapshot will not hold, of what changes with the data. What
+// could not be covered at all is among it.
+func (o *Outlook) coverage() *mysql.Coverage {
+	c := &mysql.Coverage{Volume: o.Volume.Name}
+	for _, p := range o.facts.Layout.Places {
+		covered := slices.ContainsFunc(o.Covers, func(c Cover) bool { return c.Place == p && c.From != FromTail })
+		if !covered {
+			c.Outside = append(c.Outside, p)
+		}
+	}
+	return c
 }
 
 func (op *operation) lookAtVolume(ctx context.Context, o *Outlook) error {

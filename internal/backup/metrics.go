@@ -5,6 +5,8 @@ import (
 	"io"
 	"strconv"
 	"strings"
+
+	"github.com/respaldo-backup/respaldo"
 )
 
 // metric is one line in Prometheus's text format for each server that has a value.
@@ -24,6 +26,16 @@ func ofProved(value func(*Status) float64) func(*Status) (float64, bool) {
 			return 0, false
 		}
 		return value(st), true
+	}
+}
+
+// ofMeasured leaves out backups of which it is not known what writers really waited for.
+func ofMeasured(value func(respaldo.Quiesced) float64) func(*Status) (float64, bool) {
+	return func(st *Status) (float64, bool) {
+		if st.Proved == nil || st.Proved.Manifest.Quiesced.Stall == "" {
+			return 0, false
+		}
+		return value(st.Proved.Manifest.Quiesced), true
 	}
 }
 
@@ -62,8 +74,14 @@ var metrics = []metric{
 		ofProved(func(st *Status) float64 { return float64(st.Proved.Stored) })},
 	{"respaldo_last_proved_backup_duration_seconds", "How long saving the last proved backup took.", "",
 		ofProved(func(st *Status) float64 { return st.Proved.End.Sub(st.Proved.Start).Seconds() })},
-	{"respaldo_last_proved_backup_writers_held_seconds", "How long the last proved backup held the server's writers.", "",
+	{"respaldo_last_proved_backup_writers_held_seconds", "How long the last proved backup held its lock, by our own clock.", "",
 		ofProved(func(st *Status) float64 { return st.Proved.Manifest.Quiesced.HeldSeconds })},
+	{"respaldo_last_proved_backup_writers_stalled_seconds", "The longest time around the last proved backup's snapshot in which nothing was committed, as measured from outside.", "",
+		ofMeasured(func(q respaldo.Quiesced) float64 { return q.StalledSeconds })},
+	{"respaldo_last_proved_backup_writers_usual_seconds", "The longest such time right before it.", "",
+		ofMeasured(func(q respaldo.Quiesced) float64 { return q.UsualSeconds })},
+	{"respaldo_last_proved_backup_tries", "How often the last proved backup's snapshot was tried.", "",
+		ofMeasured(func(q respaldo.Quiesced) float64 { return float64(q.Tries) })},
 	{"respaldo_last_proved_backup_recovery_seconds", "How long the last proved backup took to start.", "",
 		ofProved(func(st *Status) float64 { return st.Proved.Manifest.Proof.RecoverySeconds })},
 	{"respaldo_max_age_seconds", "How old the last proved backup may be.", "",

@@ -20,6 +20,7 @@ import (
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
 	"github.com/respaldo-backup/respaldo/internal/run"
+	"github.com/respaldo-backup/respaldo/internal/volume"
 )
 
 // How long a server may take to answer after its start, and how long there may be no
@@ -108,7 +109,7 @@ func (w *preparing) copyAll(ctx context.Context) error {
 		return err
 	}
 	if !mounted {
-		return &respaldo.Error{Kind: respaldo.Failed, What: w.Volume.Node() + " is not mounted at " + w.Mount.Dir}
+		return &respaldo.Error{Kind: respaldo.Failed, What: w.Volume.Node() + " is not mounted at " + w.Mount.Dir, Hint: "mount " + w.Mount.Dir + ", then call respaldo prepare again"}
 	}
 	for _, m := range w.Moves {
 		if to, err := os.Readlink(m.Dir); err == nil && to == m.To {
@@ -148,7 +149,7 @@ func (w *preparing) copy(ctx context.Context, from, to string) error {
 	if err != nil {
 		return err
 	}
-	if err := syncFilesystem(filepath.Dir(to)); err != nil {
+	if err := volume.Settle(filepath.Dir(to)); err != nil {
 		return err
 	}
 	ledger.Point("prepare.copied")
@@ -187,14 +188,6 @@ func (w *preparing) watchCopy(dir string, total int64) (stop func()) {
 	return func() { close(quit); <-ended }
 }
 
-func syncFilesystem(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
-}
-
 // check is what stands between a server that answers and one of which it is said that it
 // was moved.
 func (w *preparing) check(ctx context.Context) error {
@@ -231,7 +224,8 @@ func (w *preparing) sameTables(ctx context.Context, db *sql.DB) error {
 	}
 	for _, table := range w.Tables {
 		if _, found := slices.BinarySearch(have, table); !found {
-			return &respaldo.Error{Kind: respaldo.NotProved, What: "the table " + table + " is not there any more"}
+			return &respaldo.Error{Kind: respaldo.NotProved, What: "the table " + table + " is not there any more",
+				Hint: "see the server's error log"}
 		}
 	}
 	return nil
@@ -244,7 +238,7 @@ func readSome(ctx context.Context, db *sql.DB, tables []string) error {
 		schema, name, _ := strings.Cut(table, ".")
 		err := db.QueryRowContext(ctx, fmt.Sprintf("SELECT 1 FROM %s.%s LIMIT 1", quoteName(schema), quoteName(name))).Scan(&one)
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {
-			return &respaldo.Error{Kind: respaldo.NotProved, What: "the table " + table + " cannot be read", Err: err}
+			return &respaldo.Error{Kind: respaldo.NotProved, What: "the table " + table + " cannot be read", Hint: "see the server's error log", Err: err}
 		}
 	}
 	return nil

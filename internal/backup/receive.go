@@ -86,39 +86,12 @@ func (s *Site) lookAround(ctx context.Context, p *transfer.Peer, a arrival) (any
 		return nil, &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("the server of the earlier clone runs on %s (process %d)", dir, ours),
 			Hint: "give --start or --replica too, so that it is started again, or stop it first"}
 	case ours == 0:
-		for _, at := range sortedDirs(a.Targets) {
-			if err := s.refuseTarget(at); err != nil {
-				return nil, err
-			}
-			if !a.Force && !a.Refresh && !target.Incomplete(at) {
-				if err := refuseFull(at); err != nil {
-					return nil, err
-				}
-			}
-		}
-	}
-	if !a.Start {
-		return looked{}, nil
-	}
-	if a.Manifest.Encrypted {
-		return nil, &respaldo.Error{Kind: respaldo.Refused, What: "the origin has encrypted tables, and a server on the clone would need its keys",
-			Hint: "clone without --start and --replica; what is printed at the end says what its options must be"}
-	}
-	if d.Binary, err = mysql.FindProgram(ctx, a.Server.Mysqld, a.Manifest); err != nil {
-		return nil, err
-	}
-	earlier := ""
-	if ours != 0 { // it is stopped first
-		told, err := d.Told()
-		if err != nil {
+		if err := s.refuseTargets(a); err != nil {
 			return nil, err
 		}
-		earlier = told["socket"]
-	} else if err := portFree(at.Bind, at.Port); err != nil {
-		return nil, err
 	}
-	if d.Socket != earlier {
-		if err := a.refuseSocket(d.Socket); err != nil {
+	if a.Start {
+		if err := a.refuseServer(ctx, d, at, ours != 0); err != nil {
 			return nil, err
 		}
 	}
@@ -135,6 +108,45 @@ func (s *Site) lookAround(ctx context.Context, p *transfer.Peer, a arrival) (any
 		}
 	}
 	return looked{Replica: a.Replica}, nil
+}
+
+// refuseTargets refuses directories that are used, or hold something else.
+func (s *Site) refuseTargets(a arrival) error {
+	for _, at := range sortedDirs(a.Targets) {
+		if err := s.refuseTarget(at); err != nil {
+			return err
+		}
+		if a.Force || a.Refresh || target.Incomplete(at) {
+			continue
+		}
+		if err := refuseFull(at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refuseServer refuses to promise a server that could not be started on the clone. One of an
+// earlier clone that runs is stopped first: what it has is free by then.
+func (a arrival) refuseServer(ctx context.Context, d mysql.Daemon, at CloneServer, runs bool) error {
+	if a.Manifest.Encrypted {
+		return &respaldo.Error{Kind: respaldo.Refused, What: "the origin has encrypted tables, and a server on the clone would need its keys",
+			Hint: "clone without --start and --replica; what is printed at the end says what its options must be"}
+	}
+	if _, err := mysql.FindProgram(ctx, a.Server.Mysqld, a.Manifest); err != nil {
+		return err
+	}
+	if !runs {
+		if err := portFree(at.Bind, at.Port); err != nil {
+			return err
+		}
+		return a.refuseSocket(d.Socket)
+	}
+	told, err := d.Told()
+	if err != nil || told["socket"] == d.Socket {
+		return err
+	}
+	return a.refuseSocket(d.Socket)
 }
 
 func refuseFull(dir string) error {

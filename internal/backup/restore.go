@@ -248,8 +248,5 @@ func warningsFor(m respaldo.Manifest) []string {
 	if !m.Proof.OK {
 		warnings = append(warnings, "this image was never proved: check the server's log after starting it")
 	}
-	for _, lost := range m.Lost {
-		warnings = append(warnings, lost)
-	}
-	return warnings
+	return append(warnings, m.Lost...)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
 )
@@ -63,8 +63,8 @@ func (op *operation) chooseSaveTo(ctx context.Context, p *RollbackPlan, asked st
 	for !exists(there) {
 		there = filepath.Dir(there)
 	}
-	var disk unix.Statfs_t
-	if err := unix.Statfs(there, &disk); err != nil {
+	var room unix.Statfs_t
+	if err := unix.Statfs(there, &room); err != nil {
 		return err
 	}
 	var need int64 = binlogMargin
@@ -72,7 +72,7 @@ func (op *operation) chooseSaveTo(ctx context.Context, p *RollbackPlan, asked st
 	for _, b := range binlogs {
 		need += b.Bytes
 	}
-	if free := int64(disk.Bavail) * disk.Bsize; err == nil && free < need {
+	if free := int64(room.Bavail) * room.Bsize; err == nil && free < need {
 		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("%s has %s free, and the binlogs since the snapshot need %s", there, FormatBytes(free), FormatBytes(need)),
 			Hint: "make room there, or give --save-binlogs a directory elsewhere"}
 	}
@@ -105,13 +105,13 @@ func (op *operation) copyBinlogs(ctx context.Context, p *RollbackPlan, r *rollba
 		if info, err := os.Stat(filepath.Join(p.SaveTo, b.Name)); err == nil && info.Size() == b.Bytes {
 			continue
 		}
-		if err := copySynced(ctx, b.Path, filepath.Join(p.SaveTo, b.Name)); err != nil {
+		if err := copyBinlog(ctx, b.Path, filepath.Join(p.SaveTo, b.Name)); err != nil {
 			return &respaldo.Error{Kind: respaldo.Failed, What: "cannot copy the binlog " + b.Path + " to " + p.SaveTo, Err: err,
 				Hint: "without it the rollback would destroy what came after the snapshot: make room, or give --save-binlogs another directory"}
 		}
 	}
 	for _, dir := range []string{p.SaveTo, filepath.Dir(p.SaveTo), filepath.Dir(filepath.Dir(p.SaveTo))} { // MkdirAll may have made them all
-		if err := syncDir(dir); err != nil {
+		if err := disk.Sync(dir); err != nil {
 			return err
 		}
 	}
@@ -127,27 +127,15 @@ func (op *operation) copyBinlogs(ctx context.Context, p *RollbackPlan, r *rollba
 	return nil
 }
 
-func copySynced(ctx context.Context, from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
+// copyBinlog replaces what an interrupted copy has left.
+func copyBinlog(ctx context.Context, from, to string) error {
+	if err := os.RemoveAll(to); err != nil {
 		return err
 	}
-	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
+	if err := copyFile(ctx, from, to); err != nil {
 		return err
 	}
-	for err == nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-			break
-		}
-		if _, err = io.CopyN(out, in, 64<<20); err == io.EOF {
-			err = nil
-			break
-		}
-	}
-	return errors.Join(err, out.Sync(), out.Close())
+	return disk.Sync(to)
 }
 
 // willCopy notes what is about to be copied. A file that is there already is another's.

@@ -101,7 +101,7 @@ func (op *operation) planRollback(ctx context.Context, request RollbackRequest) 
 	if err := op.chooseSaveTo(ctx, p, request.SaveBinlogs); err != nil {
 		return nil, err
 	}
-	op.remarkRollback(p)
+	op.remarkRollback(ctx, p)
 	return p, nil
 }
 
@@ -304,7 +304,7 @@ func (op *operation) countLoss(ctx context.Context, p *RollbackPlan) error {
 const countLimit = 4 << 30
 
 // remarkRollback adds what a person should know before saying yes.
-func (op *operation) remarkRollback(p *RollbackPlan) {
+func (op *operation) remarkRollback(ctx context.Context, p *RollbackPlan) {
 	note := func(format string, args ...any) { p.Notes = append(p.Notes, fmt.Sprintf(format, args...)) }
 	if !p.Running {
 		note("the server does not run: nobody can say which replicas it has, and what it had not written to its binlog is not counted")
@@ -318,7 +318,7 @@ func (op *operation) remarkRollback(p *RollbackPlan) {
 	if p.Volume.Kind == respaldo.LVMThick {
 		note("thick LVM cannot keep what the volume is now, and uses the snapshot up: this rollback cannot be undone")
 		note("thick LVM cannot have the snapshot proved beforehand: the server's own start will show whether it is good")
-		if others := op.otherSnapshots(p); len(others) > 0 {
+		if others := op.otherSnapshots(ctx, p); len(others) > 0 {
 			note("the volume's other snapshots take up what the merge overwrites, and are lost if they have no room for it: %s", strings.Join(others, ", "))
 		}
 	} else if op.Prove == respaldo.ProveNone {
@@ -335,9 +335,10 @@ func (op *operation) remarkRollback(p *RollbackPlan) {
 	}
 }
 
-// otherSnapshots names the volume's snapshots besides the one to go back to.
-func (op *operation) otherSnapshots(p *RollbackPlan) (names []string) {
-	found, _ := op.volumes.Leftovers(context.Background(), "")
+// otherSnapshots names the volume's snapshots besides the one to go back to. It is for a
+// remark: where they cannot be listed there is none.
+func (op *operation) otherSnapshots(ctx context.Context, p *RollbackPlan) (names []string) {
+	found, _ := op.volumes.Leftovers(ctx, "")
 	for _, s := range found {
 		if d := s.Describe(); d.Volume == p.Volume.Name && d.Name != p.Snapshot.Name {
 			names = append(names, d.Name)

@@ -53,7 +53,7 @@ const attrRollback = "rollback"
 
 func (op *operation) beginRollback(p *RollbackPlan) (*rollback, error) {
 	r := &rollback{Phase: stillUp, Way: *p.way, Mounted: p.mounted, DataDir: p.manifest.Layout.DataDir, Running: p.Running, SaveTo: p.SaveTo,
-		Service: host.Commands{Stop: p.service.StopCommand(), Start: p.service.StartCommand()}}
+		Service: p.service.Commands()}
 	if p.Running {
 		r.PID, r.Started = p.facts.Process.PID, p.facts.Process.Started
 	}

@@ -74,3 +74,17 @@ func proofDetail(p respaldo.Proof) string {
 	}
 	return text
 }
+
+// WritersText says what a snapshot cost the writers: as it was measured from outside, or,
+// where that was not done, by our own clock.
+func WritersText(q respaldo.Quiesced) string {
+	switch {
+	case q.Stall == "":
+		return "writers held " + FormatSeconds(q.HeldSeconds)
+	case q.StalledSeconds == 0:
+		return "writers: " + q.Stall
+	case q.UsualSeconds == 0:
+		return "writers held " + FormatSeconds(q.StalledSeconds)
+	}
+	return fmt.Sprintf("writers held %s, where %s is usual", FormatSeconds(q.StalledSeconds), FormatSeconds(q.UsualSeconds))
+}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
 )
@@ -107,17 +108,17 @@ func (op *operation) serve(ctx context.Context, img openedImage, request ServeRe
 		if err != nil {
 			return contextCause(ctx, err)
 		}
+		defer op.dismiss(ctx, instance)
 		served := Served{Name: sideName(op.scope), Server: op.Server, Image: img.Name, Taken: img.Manifest.Taken, At: img.Manifest.Quiesced.Coordinates,
 			Version: img.Manifest.Version, Bind: request.Bind, Port: request.Port, Socket: instance.Socket(), Login: filepath.Join(op.servedDir(), "root.cnf"),
 			Writable: request.Writable, Since: time.Now(), PID: os.Getpid()}
 		if request.TTL > 0 {
 			served.Until = served.Since.Add(request.TTL)
 		}
-		err = op.announce(ctx, &served, account, noted, request)
-		if err == nil {
-			err = op.attend(ctx, instance, request.TTL)
+		if err := op.announce(ctx, &served, account, noted, request); err != nil {
+			return err
 		}
-		return joinErrors(err, op.dismiss(ctx, instance))
+		return op.attend(ctx, instance, request.TTL)
 	})
 	return joinErrors(err, noted.Released())
 }
@@ -149,7 +150,7 @@ func (op *operation) servedDir() string { return filepath.Join(op.RunDir, "serve
 
 // announce makes known that the server can be used.
 func (op *operation) announce(ctx context.Context, served *Served, account mysql.Account, noted *ledger.Held, request ServeRequest) error {
-	if err := writeSynced(served.Login, []byte(account.OptionFile(served.Socket)), 0o600); err != nil {
+	if err := disk.Create(served.Login, []byte(account.OptionFile(served.Socket)), 0o600); err != nil {
 		return err
 	}
 	if request.Socket != "" {
@@ -214,7 +215,7 @@ const dismissFor = 20 * time.Second
 
 // dismiss ends the server. How it ends says nothing: its files are thrown away. One whose
 // snapshot is about to overflow is killed, so that it writes no more.
-func (op *operation) dismiss(ctx context.Context, instance *mysql.Instance) error {
+func (op *operation) dismiss(ctx context.Context, instance *mysql.Instance) {
 	ledger.Point("serve.stopping")
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), dismissFor)
 	defer cancel()
@@ -222,5 +223,4 @@ func (op *operation) dismiss(ctx context.Context, instance *mysql.Instance) erro
 		cancel()
 	}
 	instance.Stop(ending)
-	return nil
 }

@@ -55,7 +55,9 @@ type Site struct {
 	Folder, CacheDir string
 
 	Lock          respaldo.LockMode
-	MaxLock       time.Duration // waiting and holding together
+	MaxLock       time.Duration // waiting and holding together, of each try
+	Patience      time.Duration // of all tries to have the lock; 0: defaultPatience
+	KillBlockers  bool          // end long reads that stand in the way of the lock
 	SnapshotBytes int64         // thick LVM; 0: chosen from the free space
 	Prove         respaldo.ProveLevel
 	Keep          repo.Policy

@@ -43,7 +43,7 @@ func monitored(t *testing.T) (s *Site, save func(ago time.Duration, proved bool)
 		m := b.Manifest
 		m.ServerID, m.Taken = "ours", time.Now().Add(-ago)
 		m.Proof = respaldo.Proof{Level: respaldo.ProveQuick, OK: proved, RecoverySeconds: 1.5}
-		m.Quiesced.HeldSeconds = 0.25
+		m.Quiesced = respaldo.Quiesced{HeldSeconds: 0.25, StalledSeconds: 0.375, UsualSeconds: 0.125, Stall: "seen", Tries: 2}
 		b := respaldo.Backup{ID: record(t, r, root+"/data", m), Manifest: m, Bytes: 42}
 		return b
 	}
@@ -230,22 +230,25 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	for key, want := range map[string]float64{
-		"respaldo_last_proved_backup_timestamp_seconds shop":    float64(st.Proved.Manifest.Taken.UnixMilli()) / 1000,
-		"respaldo_last_proved_backup_bytes shop":                float64(st.Proved.Bytes),
-		"respaldo_last_proved_backup_duration_seconds shop":     st.Proved.End.Sub(st.Proved.Start).Seconds(),
-		"respaldo_last_proved_backup_writers_held_seconds shop": 0.25,
-		"respaldo_last_proved_backup_recovery_seconds shop":     1.5,
-		"respaldo_max_age_seconds shop":                         36 * 3600,
-		"respaldo_last_run_success shop":                        1,
-		"respaldo_repository_reachable shop":                    1,
-		"respaldo_repository_reachable never":                   0,
-		"respaldo_backups shop":                                 1,
-		"respaldo_kept_snapshots shop":                          0,
-		"respaldo_leftovers shop":                               0,
-		"respaldo_overdue shop":                                 0,
-		"respaldo_overdue never":                                1,
-		"respaldo_storage_fill_ratio shop data":                 0.5,
-		"respaldo_storage_fill_ratio shop metadata":             0.25,
+		"respaldo_last_proved_backup_timestamp_seconds shop":       float64(st.Proved.Manifest.Taken.UnixMilli()) / 1000,
+		"respaldo_last_proved_backup_bytes shop":                   float64(st.Proved.Bytes),
+		"respaldo_last_proved_backup_duration_seconds shop":        st.Proved.End.Sub(st.Proved.Start).Seconds(),
+		"respaldo_last_proved_backup_writers_held_seconds shop":    0.25,
+		"respaldo_last_proved_backup_writers_stalled_seconds shop": 0.375,
+		"respaldo_last_proved_backup_writers_usual_seconds shop":   0.125,
+		"respaldo_last_proved_backup_tries shop":                   2,
+		"respaldo_last_proved_backup_recovery_seconds shop":        1.5,
+		"respaldo_max_age_seconds shop":                            36 * 3600,
+		"respaldo_last_run_success shop":                           1,
+		"respaldo_repository_reachable shop":                       1,
+		"respaldo_repository_reachable never":                      0,
+		"respaldo_backups shop":                                    1,
+		"respaldo_kept_snapshots shop":                             0,
+		"respaldo_leftovers shop":                                  0,
+		"respaldo_overdue shop":                                    0,
+		"respaldo_overdue never":                                   1,
+		"respaldo_storage_fill_ratio shop data":                    0.5,
+		"respaldo_storage_fill_ratio shop metadata":                0.25,
 	} {
 		if got, ok := values[key]; !ok || got != want {
 			t.Errorf("%s is %v (there: %v), not %v", key, got, ok, want)

@@ -57,7 +57,11 @@ type Server struct {
 	User         string
 
 	Lock    respaldo.LockMode
-	MaxLock time.Duration // waiting for the lock and holding it, together
+	MaxLock time.Duration // waiting for the lock and holding it, together; of each try
+	// Patience is how long a lock is waited and tried for; nobody is held meanwhile.
+	Patience time.Duration
+	// KillBlockers ends long reads that stand in the way of the lock.
+	KillBlockers bool
 	// SnapshotSize is the room for changes of a thick LVM snapshot, in bytes; 0 chooses
 	// from the free space of the volume group.
 	SnapshotSize int64
@@ -168,7 +172,7 @@ const DefaultServer = "main"
 
 func defaults() Config {
 	c := Config{
-		StateDir:   "/var/lib/respaldo",
+		StateDir:   "/var/lib/respaldo", // /run does not survive a power cut, whose leftovers would be forgotten
 		RunDir:     "/run/respaldo",
 		CacheDir:   "/var/cache/respaldo",
 		Thresholds: Thresholds{PoolData: 0.85, PoolMetadata: 0.80, Warn: 0.75},

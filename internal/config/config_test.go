@@ -123,13 +123,13 @@ func TestFullSampleShowsTheDefaults(t *testing.T) {
 	full, none := parsed(t, samples+"/full.toml"), load(t, write(t, "format = 1\n"))
 	a, _ := full.Server("main")
 	b, _ := none.Server("main")
-	if a.Lock != b.Lock || a.MaxLock != b.MaxLock || a.SnapshotSize != b.SnapshotSize || a.Prove != b.Prove || a.MaxAge != b.MaxAge || a.Hooks.Timeout != b.Hooks.Timeout || full.Thresholds != none.Thresholds {
+	if a.Lock != b.Lock || a.MaxLock != b.MaxLock || a.Patience != b.Patience || a.KillBlockers != b.KillBlockers || a.SnapshotSize != b.SnapshotSize || a.Prove != b.Prove || a.MaxAge != b.MaxAge || a.Hooks.Timeout != b.Hooks.Timeout || full.Thresholds != none.Thresholds {
 		t.Errorf("full.toml: %+v %+v\ndefaults:  %+v %+v", a, full.Thresholds, b, none.Thresholds)
 	}
 	if os.Geteuid() == 0 && (full.StateDir != none.StateDir || full.RunDir != none.RunDir || full.CacheDir != none.CacheDir) {
 		t.Errorf("full.toml: %+v\ndefaults: %+v", full, none)
 	}
-	if b.MaxLock != time.Second || b.Lock != respaldo.LockAuto || b.Prove != respaldo.ProveQuick || b.Keep != (Keep{}) || b.Mysqld != nil {
+	if b.MaxLock != time.Second || b.Patience != time.Minute || b.KillBlockers || b.Lock != respaldo.LockAuto || b.Prove != respaldo.ProveQuick || b.Keep != (Keep{}) || b.Mysqld != nil {
 		t.Errorf("defaults: %+v", b)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 )
 
 // ServerID returns our own ID of a server, made when it is first asked for: MariaDB has
@@ -27,26 +28,17 @@ func ServerID(stateDir, name string) (string, error) {
 	b := make([]byte, 16)
 	rand.Read(b) // never fails (crypto/rand)
 	id = hex.EncodeToString(b)
-	temp, err := os.CreateTemp(stateDir, name+".id.*.tmp") // 0600
-	if err != nil {
-		return "", idError(path, err)
-	}
-	defer os.Remove(temp.Name())
-	_, err = temp.WriteString(id + "\n")
+	temp := filepath.Join(stateDir, name+".id."+id+".tmp")
+	defer os.Remove(temp)
+	err = disk.Create(temp, []byte(id+"\n"), 0o600)
 	if err == nil {
-		err = temp.Sync()
-	}
-	if closeErr := temp.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Link(temp.Name(), path) // a rename would replace the ID of whoever was first
+		err = os.Link(temp, path) // a rename would replace the ID of whoever was first
 	}
 	if errors.Is(err, fs.ErrExist) {
 		return readID(path)
 	}
 	if err == nil {
-		err = syncDir(stateDir)
+		err = disk.Sync(stateDir)
 	}
 	if err != nil {
 		return "", idError(path, err)
@@ -73,16 +65,4 @@ func readID(path string) (string, error) {
 func idError(path string, err error) error {
 	return &respaldo.Error{Kind: respaldo.Refused, What: "cannot keep the server's ID in " + path,
 		Hint: "run it as root, or give a state_dir that you can write to", Err: err}
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = d.Sync()
-	if closeErr := d.Close(); err == nil {
-		err = closeErr
-	}
-	return err
 }

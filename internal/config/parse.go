@@ -60,6 +60,8 @@ type serverSection struct {
 	User         string             `toml:"user"`
 	Lock         lockMode           `toml:"lock"`
 	MaxLock      duration           `toml:"max_lock"`
+	Patience     duration           `toml:"patience"`
+	KillBlockers bool               `toml:"kill_blockers"`
 	SnapshotSize snapshotSize       `toml:"snapshot_size"`
 	Prove        proveLevel         `toml:"prove"`
 	Mysqld       []string           `toml:"mysqld"`
@@ -202,6 +204,8 @@ func (s serverSection) resolve(name string, repository Repository, common docume
 		User:         s.User,
 		Lock:         respaldo.LockAuto,
 		MaxLock:      time.Second,
+		Patience:     time.Minute,
+		KillBlockers: s.KillBlockers,
 		SnapshotSize: int64(s.SnapshotSize),
 		Prove:        respaldo.ProveQuick,
 		Mysqld:       s.Mysqld,
@@ -212,6 +216,7 @@ func (s serverSection) resolve(name string, repository Repository, common docume
 	}
 	override(&server.Lock, s.Lock)
 	override(&server.MaxLock, s.MaxLock)
+	override(&server.Patience, s.Patience)
 	override(&server.Prove, s.Prove)
 	override(&server.MaxAge, s.MaxAge)
 	server.Keep, server.KeepSnapshots = s.Keep.resolve(common.Keep), s.Snapshots.resolve(common.Snapshots)

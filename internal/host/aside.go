@@ -6,7 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 )
 
 // SetAside puts a link to another directory in a directory's place and keeps the directory
@@ -24,7 +24,7 @@ func SetAside(dir, aside, to string) error {
 		if err := os.Symlink(to, dir); err != nil {
 			return err
 		}
-		return syncDir(filepath.Dir(dir))
+		return disk.Sync(filepath.Dir(dir))
 	}
 	if leads, err := os.Readlink(aside); err == nil && leads == to {
 		if err := os.Remove(aside); err != nil { // of an attempt that was cut short
@@ -54,7 +54,7 @@ func PutBack(dir, aside, to string) error {
 		if err := os.Rename(aside, dir); err != nil {
 			return err
 		}
-		return syncDir(filepath.Dir(dir))
+		return disk.Sync(filepath.Dir(dir))
 	case err != nil: // it is the directory; of SetAside, a link may be left
 		if left, err := os.Readlink(aside); err == nil && left == to {
 			return os.Remove(aside)
@@ -81,18 +81,18 @@ func PutBack(dir, aside, to string) error {
 	if err := os.Remove(aside); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
+	return disk.Sync(filepath.Dir(dir))
 }
 
 // exchange swaps two names at one instant, or goes the other way where the filesystem
-// cannot (NFS, some overlays).
+// cannot.
 func exchange(a, b string, otherwise func() error) error {
-	err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EXDEV) {
-		err = otherwise()
+	err := disk.Exchange(a, b)
+	if !errors.Is(err, errors.ErrUnsupported) {
+		return err
 	}
-	if err != nil {
-		return &os.LinkError{Op: "exchange", Old: a, New: b, Err: err}
+	if err := otherwise(); err != nil {
+		return err
 	}
-	return syncDir(filepath.Dir(a))
+	return disk.Sync(filepath.Dir(a))
 }

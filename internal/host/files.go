@@ -8,9 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 )
 
 // ours begins every file that WriteOwn writes: what lacks it is somebody else's.
@@ -30,7 +30,7 @@ func (h *Host) WriteOwn(path, text string) error {
 	if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
 		return err
 	}
-	return replaceFile(at, []byte(ours+text), 0o644)
+	return disk.Rewrite(at, []byte(ours+text), 0o644)
 }
 
 // RemoveOwn removes a file that WriteOwn wrote; one that is gone, or has become somebody
@@ -48,41 +48,9 @@ func (h *Host) RemoveOwn(path string) error {
 		return err
 	}
 	if dir := filepath.Dir(at); strings.HasSuffix(dir, ".service.d") && os.Remove(dir) == nil { // it was made for it, if it is empty
-		return syncDir(filepath.Dir(dir))
+		return disk.Sync(filepath.Dir(dir))
 	}
-	return syncDir(filepath.Dir(at))
-}
-
-// replaceFile writes a file so that there is the old or the new one, whole, whenever the
-// power goes. Owner and mode stay those of the old one.
-func replaceFile(path string, content []byte, mode fs.FileMode) error {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
-	}
-	var owner *syscall.Stat_t
-	if info, err := os.Stat(path); err == nil {
-		mode, owner = info.Mode().Perm(), info.Sys().(*syscall.Stat_t)
-	}
-	temp := path + ".respaldo-new"
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Chmod(mode) // whatever the umask is
-	}
-	if err == nil && owner != nil && (int(owner.Uid) != os.Geteuid() || int(owner.Gid) != os.Getegid()) {
-		err = f.Chown(int(owner.Uid), int(owner.Gid))
-	}
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(temp, path)
-	}
-	if err != nil {
-		os.Remove(temp)
-		return err
-	}
-	return syncDir(filepath.Dir(path))
+	return disk.Sync(filepath.Dir(at))
 }
 
 // keepCopy copies a file beside itself before it is changed for the first time, so that the
@@ -103,7 +71,7 @@ func keepCopy(path string) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(copied, content, info.Mode().Perm())
+	return disk.Rewrite(copied, content, info.Mode().Perm())
 }
 
 // block is text of ours inside a file of somebody else's.
@@ -124,7 +92,7 @@ func addBlock(path, name, text string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	return replaceFile(path, append(rest, blockOf(name, text)...), 0o644)
+	return disk.Rewrite(path, append(rest, blockOf(name, text)...), 0o644)
 }
 
 // removeBlock takes it out again; the rest of the file stays as it is.
@@ -140,7 +108,7 @@ func removeBlock(path, name string) error {
 	if !found {
 		return nil
 	}
-	return replaceFile(path, rest, 0o644)
+	return disk.Rewrite(path, rest, 0o644)
 }
 
 func withoutBlock(text []byte, name string) (rest []byte, found bool) {
@@ -156,12 +124,4 @@ func withoutBlock(text []byte, name string) (rest []byte, found bool) {
 		}
 	}
 	return rest, found
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

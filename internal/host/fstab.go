@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 )
 
 // Fstab is the table of what is mounted at boot.
@@ -133,5 +134,5 @@ func (h *Host) writeFstab(lines []string) error {
 	if text != "" {
 		text += "\n"
 	}
-	return replaceFile(h.path(Fstab), []byte(text), 0o644)
+	return disk.Rewrite(h.path(Fstab), []byte(text), 0o644)
 }

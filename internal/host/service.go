@@ -15,9 +15,11 @@ import (
 	"github.com/respaldo-backup/respaldo/internal/run"
 )
 
-// Commands stop and start a server where the configuration says how. Both or none is set.
+// Commands stop and start a server: those of the configuration, or of a Service that was
+// found before. Both or none is set.
 type Commands struct {
 	Stop, Start []string // argv, run as root and without a shell
+	Unit        string   `json:",omitempty"` // of systemd, if they are that one's
 }
 
 // Service is whoever starts and stops one server: a systemd unit, or the commands of the
@@ -41,6 +43,7 @@ var knownUnits = []string{"mariadb.service", "mysql.service", "mysqld.service"}
 func (h *Host) Service(ctx context.Context, pid int, commands Commands) (*Service, error) {
 	s := &Service{host: h, commands: commands}
 	if len(commands.Start) > 0 {
+		s.Unit = commands.Unit
 		return s, nil
 	}
 	if _, err := os.Stat(h.path("/run/systemd/system")); err != nil { // sd_booted(3)
@@ -164,7 +167,7 @@ func (s *Service) String() string {
 
 // StopCommand is what Stop runs, StartCommand what Start runs.
 func (s *Service) StopCommand() []string {
-	if s.Unit == "" {
+	if len(s.commands.Stop) > 0 {
 		return s.commands.Stop
 	}
 	// The sockets in the same call: systemd would start the server at the next connection.
@@ -173,10 +176,16 @@ func (s *Service) StopCommand() []string {
 
 // StartCommand is documented at StopCommand.
 func (s *Service) StartCommand() []string {
-	if s.Unit == "" {
+	if len(s.commands.Start) > 0 {
 		return s.commands.Start
 	}
 	return slices.Concat([]string{"systemctl", "start", "--"}, s.sockets, []string{s.Unit})
+}
+
+// Commands are what Host.Service finds this service by again: after a crash, too, when what
+// was there to be found may be stopped.
+func (s *Service) Commands() Commands {
+	return Commands{Stop: s.StopCommand(), Start: s.StartCommand(), Unit: s.Unit}
 }
 
 // Stop stops the server and returns when gone says that its process has ended, however

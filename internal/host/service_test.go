@@ -2,6 +2,8 @@ package host
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -168,6 +170,22 @@ func TestServiceStopsItsSockets(t *testing.T) {
 	}
 	if !slices.EqualFunc(manager.calls, want, slices.Equal) {
 		t.Fatalf("ran %q", manager.calls)
+	}
+
+	// Noted, and found again when the socket is not active any more, it is the same: also one
+	// that systemd has given up on is started.
+	noted, err := json.Marshal(s.Commands())
+	var found Commands
+	if err := errors.Join(err, json.Unmarshal(noted, &found)); err != nil {
+		t.Fatal(err)
+	}
+	manager.props, manager.calls = nil, nil
+	again, err := h.Service(t.Context(), 0, found)
+	if err != nil || again.String() != s.String() {
+		t.Fatalf("found again: %v, %v", again, err)
+	}
+	if err := errors.Join(again.Stop(t.Context(), func() bool { return true }), again.Start(t.Context())); err != nil || !slices.EqualFunc(manager.calls, want, slices.Equal) {
+		t.Fatalf("found again, ran %q: %v", manager.calls, err)
 	}
 
 	// Whoever comes after a crash finds them stopped, and knows them by the next boot.

@@ -5,12 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 )
 
 // Format is the number of the ledger file that this program writes; a higher one is
@@ -236,26 +236,7 @@ func writeJournal(path, server string, entries []Entry) error {
 			return err
 		}
 	}
-	temp := path + ".tmp" // one writer at a time: the lock sees to it
-	file, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(file, &content)
-	if err == nil {
-		err = file.Sync()
-	}
-	if closeErr := file.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(temp, path)
-	}
-	if err != nil {
-		os.Remove(temp)
-		return err
-	}
-	return syncDir(filepath.Dir(path))
+	return disk.Replace(path, content.Bytes(), 0o600)
 }
 
 // makeDir makes dir and what is missing above it, 0700, and sees to it that the names
@@ -285,7 +266,7 @@ func makeDir(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return stateDirError(dir, err)
 	}
-	return syncDir(filepath.Dir(dir))
+	return disk.Sync(filepath.Dir(dir))
 }
 
 func stateDirError(dir string, err error) error {
@@ -294,16 +275,4 @@ func stateDirError(dir string, err error) error {
 		hint = "run it as root"
 	}
 	return &respaldo.Error{Kind: respaldo.Refused, What: "cannot use " + dir + " for our state", Hint: hint, Err: err}
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = d.Sync()
-	if closeErr := d.Close(); err == nil {
-		err = closeErr
-	}
-	return err
 }

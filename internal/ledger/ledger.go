@@ -25,10 +25,6 @@ import (
 	"github.com/respaldo-backup/respaldo"
 )
 
-// DefaultDir survives a reboot; /run would not, and a leftover of before a power cut
-// would be forgotten.
-const DefaultDir = "/var/lib/respaldo"
-
 // Kind is what is held: "snapshot", "mount", "instance"… A lower-case word; crash points
 // are named after it.
 type Kind string
@@ -119,7 +115,7 @@ func (l *Ledger) lockToo(dir string, h holder) error {
 }
 
 func (l *Ledger) dropLocks() {
-	_, side := ServerOf(l.server)
+	_, side := serverOf(l.server)
 	for _, lock := range append(l.others, l.lock) {
 		if lock != nil {
 			dropLock(lock, side)
@@ -148,7 +144,7 @@ func (l *Ledger) Close() error {
 		remaining = append(remaining, h.entry)
 	}
 	err := l.file.close()
-	if _, side := ServerOf(l.server); side && len(remaining) == 0 {
+	if _, side := serverOf(l.server); side && len(remaining) == 0 {
 		err = join(err, os.Remove(l.path(".ledger")))
 		l.dropLocks()
 		return err

@@ -29,15 +29,15 @@ func OpenSide(dir, server, operation string, also ...string) (*Ledger, error) {
 	}
 }
 
-// ServerOf is the server that a scope belongs to, and whether it is a side of it.
-func ServerOf(scope string) (server string, side bool) {
+// serverOf is the server that a scope belongs to, and whether it is a side of it.
+func serverOf(scope string) (server string, side bool) {
 	server, _, side = strings.Cut(scope, scopeDot)
 	return server, side
 }
 
 // SideOf tells that a scope is one of the server's sides.
 func SideOf(scope, server string) bool {
-	of, side := ServerOf(scope)
+	of, side := serverOf(scope)
 	return side && of == server
 }
 

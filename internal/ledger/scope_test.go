@@ -36,7 +36,7 @@ func TestSides(t *testing.T) {
 	if sides, err := Sides("main", dir, run, filepath.Join(dir, "missing")); err != nil || !slices.Equal(sides, want) {
 		t.Errorf("sides %v, %v, not %v", sides, err, want)
 	}
-	if server, side := ServerOf(one.Server()); server != "main" || !side || !SideOf(one.Server(), "main") || SideOf("main", "main") || SideOf(one.Server(), "mai") {
+	if server, side := serverOf(one.Server()); server != "main" || !side || !SideOf(one.Server(), "main") || SideOf("main", "main") || SideOf(one.Server(), "mai") {
 		t.Errorf("%s is of %q", one.Server(), server)
 	}
 	if !Living(dir, one.Server()) {

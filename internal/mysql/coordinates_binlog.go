@@ -1,19 +1,19 @@
 package mysql
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
 	respaldo "github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 )
 
 // BinlogTail is the end of a server's binlogs, for an image whose data directory does not
@@ -137,7 +137,7 @@ func (t *BinlogTail) CopyTo(ctx context.Context, dir string) ([]string, error) {
 	if err := writeLike(t.files[len(t.files)-1], filepath.Join(dir, t.base+".index"), &index); err != nil {
 		return nil, err
 	}
-	return t.names[first:], syncDir(dir)
+	return t.names[first:], disk.Sync(dir)
 }
 
 // copyBinlog writes head, then the rest of the file up to size.
@@ -179,75 +179,22 @@ func writeLike(like *os.File, path string, content ...io.Reader) (err error) {
 	return out.Sync()
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
 // firstNeeded finds from which file on recovery reads. MySQL reads the last one only.
 // MariaDB starts at the file that the last checkpoint event in it names. Where that
 // cannot be read, the binlog being encrypted, the one before is taken along.
 func (t *BinlogTail) firstNeeded() (int, error) {
 	last := len(t.files) - 1
-	name, readable, err := lastCheckpoint(io.NewSectionReader(t.files[last], 0, t.end))
+	scan, err := scanBinlog(io.NewSectionReader(t.files[last], 0, t.end), 0)
 	switch {
 	case err != nil:
 		return 0, err
-	case !readable:
+	case scan.Encrypted:
 		return max(0, last-1), nil
-	case name == "":
+	case scan.Checkpoint == "":
 		return last, nil
 	}
-	for i, n := range t.names {
-		if n == name {
-			return i, nil
-		}
+	if first := slices.Index(t.names, scan.Checkpoint); first >= 0 {
+		return first, nil
 	}
-	return 0, fmt.Errorf("recovery starts at %s, which is not among the last %d binlogs", name, len(t.names))
-}
-
-// lastCheckpoint reads the event headers of a binlog. The name is empty where it has no
-// checkpoint event, as on MySQL.
-func lastCheckpoint(file io.Reader) (name string, readable bool, err error) {
-	r := bufio.NewReaderSize(file, 1<<20)
-	magic := make([]byte, len(binlogMagic))
-	if _, err := io.ReadFull(r, magic); err != nil {
-		return "", false, err
-	}
-	if string(magic) != binlogMagic {
-		return "", false, nil
-	}
-	header := make([]byte, eventHeaderSize)
-	for {
-		if _, err := io.ReadFull(r, header); err == io.EOF {
-			return name, true, nil
-		} else if err != nil {
-			return "", false, err
-		}
-		rest := int(binary.LittleEndian.Uint32(header[9:])) - eventHeaderSize
-		if rest < 0 {
-			return "", false, errors.New("it is damaged")
-		}
-		switch header[4] {
-		case mariaEncryptionEvent:
-			return "", false, nil
-		case mariaCheckpointEvent:
-			body := make([]byte, rest)
-			if _, err := io.ReadFull(r, body); err != nil {
-				return "", false, err
-			}
-			if rest < 4 || int(binary.LittleEndian.Uint32(body)) > rest-4 {
-				return "", false, errors.New("it has a damaged checkpoint event")
-			}
-			name = string(body[4 : 4+binary.LittleEndian.Uint32(body)])
-		default:
-			if _, err := r.Discard(rest); err != nil {
-				return "", false, err
-			}
-		}
-	}
+	return 0, fmt.Errorf("recovery starts at %s, which is not among the last %d binlogs", scan.Checkpoint, len(t.names))
 }

@@ -19,11 +19,7 @@ func newDaemon(t *testing.T, name string) Daemon {
 	if err := servers.Ensure(t.Context(), name); err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "daemon")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := shortDir(t)
 	d := Daemon{Binary: respaldo.Binary{Argv: []string{servers.Binary(name, "mysqld")}}, DataDir: filepath.Join(dir, "data"),
 		OptionFile: filepath.Join(dir, "data.cnf"), Log: filepath.Join(dir, "data.err"), UID: os.Geteuid(), GID: os.Getegid()}
 	d.Socket = filepath.Join(d.DataDir, "mysqld.sock")

@@ -45,9 +45,15 @@ func DumpHead(m respaldo.Manifest, what, program, inexact string) string {
 		}
 	}
 	for _, u := range at.Upstream {
+		if u.File == "" && u.GTIDSet == "" {
+			continue // nobody has asked
+		}
 		line("")
 		line("The origin is itself a replica. To replicate from its own source in its stead:")
 		line("")
+		if u.File == "" {
+			line("%s", gtidStatements(m.Version, u.GTIDSet)[0])
+		}
 		line("%s", sourceStatement(m.Version, u))
 	}
 	b.WriteString("\n")
@@ -55,7 +61,7 @@ func DumpHead(m respaldo.Manifest, what, program, inexact string) string {
 }
 
 // sourceStatement is CHANGE MASTER TO, or what it is called since MySQL 8.0.23. Host and
-// port are left to who uses it, unless they are known.
+// port are left to who uses it, unless they are known. Without a file it goes by GTIDs.
 func sourceStatement(v respaldo.Version, at respaldo.Upstream) string {
 	verb, prefix, channel := "CHANGE MASTER TO ", "MASTER_", ""
 	if v.AtLeast(respaldo.MySQL, 8, 0, 23) {
@@ -72,7 +78,15 @@ func sourceStatement(v respaldo.Version, at respaldo.Upstream) string {
 	if at.Host != "" {
 		host = fmt.Sprintf("%sHOST=%s, %sPORT=%d, ", prefix, quoteText(at.Host), prefix, at.Port)
 	}
-	return fmt.Sprintf("%s%s%sLOG_FILE=%s, %sLOG_POS=%d%s;", verb, host, prefix, quoteText(at.File), prefix, at.Position, channel)
+	position := fmt.Sprintf("%sLOG_FILE=%s, %sLOG_POS=%d", prefix, quoteText(at.File), prefix, at.Position)
+	switch {
+	case at.File != "":
+	case v.Flavor == respaldo.MariaDB:
+		position = "MASTER_USE_GTID=slave_pos"
+	default:
+		position = prefix + "AUTO_POSITION=1"
+	}
+	return verb + host + position + channel + ";"
 }
 
 func gtidStatements(v respaldo.Version, set string) []string {

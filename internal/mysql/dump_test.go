@@ -24,19 +24,9 @@ func richOrigin(t *testing.T, name string) *origin {
 	t.Cleanup(func() { <-turns })
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	if err := servers.Ensure(ctx, name); err != nil {
-		t.Fatal(err)
-	}
-	dir, err := os.MkdirTemp("", "rsp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	o := &origin{name: name, dir: dir, data: filepath.Join(dir, "data"), outside: filepath.Join(dir, "outside")}
-	if name == "mysql-9.7" {
-		o.args = append(o.args, "--performance-schema=OFF")
-	}
-	if err := errors.Join(os.Mkdir(o.outside, 0o755), servers.Init(ctx, name, o.data), o.start(ctx)); err != nil {
+	o := &origin{name: name}
+	t.Cleanup(func() { os.RemoveAll(o.dir) })
+	if err := o.begin(ctx); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { o.server.Kill() })

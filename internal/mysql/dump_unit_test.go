@@ -95,18 +95,24 @@ func TestDumpHead(t *testing.T) {
 		version string
 		lines   []string
 	}{
-		{"10.11.19-MariaDB", []string{"-- CHANGE MASTER TO MASTER_LOG_FILE='binlog.000007', MASTER_LOG_POS=4711;", "-- SET GLOBAL gtid_slave_pos='0-1-42';", "-- CHANGE MASTER 'up' TO MASTER_HOST='o''hara', MASTER_PORT=3306, MASTER_LOG_FILE='b.1', MASTER_LOG_POS=9;"}},
+		{"10.11.19-MariaDB", []string{"-- CHANGE MASTER TO MASTER_LOG_FILE='binlog.000007', MASTER_LOG_POS=4711;", "-- SET GLOBAL gtid_slave_pos='0-1-42';", "-- CHANGE MASTER 'up' TO MASTER_HOST='o''hara', MASTER_PORT=3306, MASTER_LOG_FILE='b.1', MASTER_LOG_POS=9;",
+			"-- SET GLOBAL gtid_slave_pos='0-9-9';\n-- CHANGE MASTER 'by GTID' TO MASTER_HOST='db2', MASTER_PORT=3307, MASTER_USE_GTID=slave_pos;"}},
 		{"5.7.44", []string{"-- CHANGE MASTER TO MASTER_LOG_FILE='binlog.000007', MASTER_LOG_POS=4711;", "-- SET @@GLOBAL.gtid_purged='0-1-42';", "-- CHANGE MASTER TO MASTER_AUTO_POSITION=1;"}},
 		{"9.7.4", []string{"-- CHANGE REPLICATION SOURCE TO SOURCE_LOG_FILE='binlog.000007', SOURCE_LOG_POS=4711;", "-- CHANGE REPLICATION SOURCE TO SOURCE_AUTO_POSITION=1;",
-			"-- CHANGE REPLICATION SOURCE TO SOURCE_HOST='o''hara', SOURCE_PORT=3306, SOURCE_LOG_FILE='b.1', SOURCE_LOG_POS=9 FOR CHANNEL 'up';"}},
+			"-- CHANGE REPLICATION SOURCE TO SOURCE_HOST='o''hara', SOURCE_PORT=3306, SOURCE_LOG_FILE='b.1', SOURCE_LOG_POS=9 FOR CHANNEL 'up';",
+			"-- SET @@GLOBAL.gtid_purged='0-9-9';\n-- CHANGE REPLICATION SOURCE TO SOURCE_HOST='db2', SOURCE_PORT=3307, SOURCE_AUTO_POSITION=1 FOR CHANNEL 'by GTID';"}},
 	} {
 		m.Version = version(t, c.version)
-		m.Quiesced.Coordinates.Upstream = []respaldo.Upstream{{Channel: "up", Host: "o'hara", Port: 3306, File: "b.1", Position: 9}}
+		m.Quiesced.Coordinates.Upstream = []respaldo.Upstream{{Channel: "up", Host: "o'hara", Port: 3306, File: "b.1", Position: 9},
+			{Channel: "by GTID", Host: "db2", Port: 3307, GTIDSet: "0-9-9"}, {Host: "never-asked", Port: 3308}}
 		head := DumpHead(m, "a name\nDROP DATABASE shop", "1.0", "")
 		for _, line := range c.lines {
 			if !strings.Contains(head, line+"\n") {
 				t.Errorf("%s lacks %s in\n%s", c.version, line, head)
 			}
+		}
+		if strings.Contains(head, "never-asked") {
+			t.Errorf("%s: a source from which nobody knows the position:\n%s", c.version, head)
 		}
 		for line := range strings.Lines(head) {
 			if line != "\n" && !strings.HasPrefix(line, "--") {

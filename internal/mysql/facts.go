@@ -28,6 +28,9 @@ type Facts struct {
 	// filesystem mounted below it, so that an image needs their tail (OpenBinlogTail).
 	BinlogElsewhere bool
 
+	// Coverage is for whoever knows the volume to fill in, before ChooseLock.
+	Coverage *Coverage
+
 	// Engines of user tables, the largest first. What SQL did not show us (SeesAllTables)
 	// is completed from the data directory's file names.
 	Engines []EngineUse
@@ -53,6 +56,14 @@ type Facts struct {
 	Long []Statement
 
 	refused []error
+
+	// For the choice of an image without a lock.
+	account      string           // whom we are logged in as, quoted
+	backupAdmin  bool             // may LOCK INSTANCE FOR BACKUP
+	redoLogState string           // "ON", "OFF"; empty where it cannot be switched off
+	preparedXA   int              // XA transactions that were prepared
+	xaHidden     bool             // they could not be seen
+	counters     map[string]int64 // of statements, before the engines were looked at
 }
 
 // EngineUse is how much a storage engine is used by user tables.
@@ -71,7 +82,7 @@ func (s *Server) Facts(ctx context.Context) (*Facts, error) {
 	if err != nil {
 		return nil, s.explain(err, "reading the server's variables")
 	}
-	f := &Facts{Version: s.version, Variables: readVariables(vars)}
+	f := &Facts{Version: s.version, Variables: readVariables(vars), account: s.account}
 	f.Vendor = vendorOf(s.version, s.comment)
 	if f.Process, err = s.findProcess(ctx, f.Variables); err != nil {
 		return nil, err
@@ -86,9 +97,17 @@ func (s *Server) Facts(ctx context.Context) (*Facts, error) {
 	if f.SeesAllTables, err = s.seesAllTables(ctx); err != nil {
 		return nil, s.explain(err, "reading our privileges")
 	}
+	status, err := queryRows(ctx, s.db, "SHOW GLOBAL STATUS")
+	if err == nil {
+		f.counters, err = statementCounters(status)
+	}
+	if err != nil {
+		return nil, s.explain(err, "reading the server's status")
+	}
+	f.redoLog(status)
 	files := lookAtFiles(f.Process.DataDir)
 	f.FilesSeen = files.seen
-	if err := s.engines(ctx, f, files); err != nil {
+	if err := s.engines(ctx, s.db, f, files); err != nil {
 		return nil, s.explain(err, "reading the list of tables")
 	}
 	f.OptionFiles = serverOptionFiles(f.Process)
@@ -100,10 +119,13 @@ func (s *Server) Facts(ctx context.Context) (*Facts, error) {
 	if err := s.encryption(ctx, f); err != nil {
 		return nil, s.explain(err, "looking for encrypted tables")
 	}
-	if err := s.redoLog(ctx, f); err != nil {
-		return nil, s.explain(err, "looking at the redo log")
+	if f.preparedXA, f.xaHidden, err = s.preparedXA(ctx, s.db); err != nil {
+		return nil, s.explain(err, "looking for prepared XA transactions")
 	}
-	mode, _ := lightestLock(f)
+	if f.backupAdmin, err = s.hasBackupAdmin(ctx, s.db); err != nil {
+		return nil, s.explain(err, "reading our privileges")
+	}
+	mode, _ := lightestStop(f)
 	if f.Long, _, err = s.blockers(ctx, s.db, mode); err != nil {
 		return nil, s.explain(err, "looking at running statements")
 	}
@@ -123,16 +145,21 @@ func readVariables(shown []row) map[string]string {
 
 // redoLog refuses a server whose redo log was switched off for a bulk load: not even the
 // server itself can be started after a crash then.
-func (s *Server) redoLog(ctx context.Context, f *Facts) error {
-	if !f.Version.AtLeast(respaldo.MySQL, 8, 0, 21) {
-		return nil
-	}
-	status, err := queryRows(ctx, s.db, "SHOW GLOBAL STATUS LIKE 'Innodb_redo_log_enabled'")
-	if err == nil && len(status) > 0 && strings.EqualFold(status[0]["value"], "OFF") {
+func (f *Facts) redoLog(status []row) {
+	if f.redoLogState = redoLogState(status); strings.EqualFold(f.redoLogState, "OFF") {
 		f.refused = append(f.refused, &respaldo.Error{Kind: respaldo.Refused, What: "InnoDB's redo log is disabled: an image could not be recovered",
 			Hint: "ALTER INSTANCE ENABLE INNODB REDO_LOG"})
 	}
-	return err
+}
+
+// redoLogState is "ON" or "OFF"; empty before MySQL 8.0.21, where it cannot be switched off.
+func redoLogState(status []row) string {
+	for _, s := range status {
+		if strings.EqualFold(s["variable_name"], "Innodb_redo_log_enabled") {
+			return s["value"]
+		}
+	}
+	return ""
 }
 
 // On reads a boolean variable: ON, 1, YES, TRUE.
@@ -239,6 +266,9 @@ func (f *Facts) remark() {
 	if f.Replica && f.Version.Flavor == respaldo.MySQL && !f.On("gtid_mode") &&
 		numberOf(f.Variables, "replica_parallel_workers", "slave_parallel_workers") > 1 && !f.On("replica_preserve_commit_order") && !f.On("slave_preserve_commit_order") {
 		f.Warnings = append(f.Warnings, "the replica applies in parallel, out of order and without GTIDs: its position in the source's binlog is a low-water mark, after which some transactions are in the backup already; set replica_preserve_commit_order=ON")
+	}
+	if c := f.doublewrite(); !c.OK {
+		f.Warnings = append(f.Warnings, c.Why+": a page that is being written while the snapshot is taken may be torn in it, above all on Btrfs, and no lock prevents that")
 	}
 	if !f.BinlogOn {
 		f.Warnings = append(f.Warnings, "the binlog is off: backups have no coordinates and cannot be rolled forward")

@@ -34,10 +34,10 @@ var lostContents = map[string]string{
 
 // engines counts the user tables of each engine. What the account may not see is
 // completed from the names of files.
-func (s *Server) engines(ctx context.Context, f *Facts, files fileLook) error {
+func (s *Server) engines(ctx context.Context, q queryer, f *Facts, files fileLook) error {
 	// No column more: others, CREATE_OPTIONS among them, make servers before MySQL 8 open every table.
-	rows, err := s.db.QueryContext(ctx, `SELECT TABLE_SCHEMA, TABLE_NAME, ENGINE FROM information_schema.TABLES
-		WHERE TABLE_TYPE IN ('BASE TABLE', 'SEQUENCE') AND TABLE_SCHEMA NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema', 'ndbinfo')`)
+	rows, err := q.QueryContext(ctx, `SELECT TABLE_SCHEMA, TABLE_NAME, ENGINE FROM information_schema.TABLES
+		WHERE TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED', 'SEQUENCE') AND TABLE_SCHEMA NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema', 'ndbinfo')`)
 	if err != nil {
 		return err
 	}

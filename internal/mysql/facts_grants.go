@@ -34,6 +34,18 @@ func Grants(v respaldo.Version) []string {
 // from the names of files, and images are always taken under a lock.
 func SelectGrant() string { return "GRANT SELECT ON *.* TO " + grantee }
 
+// xaGrant lets the account see prepared XA transactions, where that takes a privilege.
+const xaGrant = "GRANT XA_RECOVER_ADMIN ON *.* TO " + grantee
+
+// NoLockGrants are what the account needs besides for images without a lock: they are taken
+// only where everything that could be in the way can be seen.
+func NoLockGrants(v respaldo.Version) []string {
+	if v.AtLeast(respaldo.MySQL, 8, 0, 0) {
+		return []string{SelectGrant(), xaGrant}
+	}
+	return []string{SelectGrant()}
+}
+
 // asUs makes grants those of the account that we are logged in as.
 func (s *Server) asUs(grants string) string {
 	return strings.ReplaceAll(grants, grantee, s.account)

@@ -159,6 +159,16 @@ func TestChooseLock(t *testing.T) {
 	maria, old, mysql := version(respaldo.MariaDB, 10, 11, 6), version(respaldo.MariaDB, 10, 3, 39), version(respaldo.MySQL, 8, 4, 0)
 	rocks := version(respaldo.MariaDB, 11, 8, 2)
 	rocks.Engines = []EngineUse{{Engine: "InnoDB", Tables: 9}, {Engine: "ROCKSDB", Tables: 1, Examples: []string{"d.r"}}}
+	// safe has everything that an image without a lock needs, but for what change breaks.
+	safe := func(f Facts, change func(f *Facts)) *Facts {
+		f.SeesAllTables, f.FilesSeen, f.BinlogOn, f.Coverage = true, true, true, &Coverage{Volume: "vg/data"}
+		f.Variables = map[string]string{"sync_binlog": "1", "innodb_flush_log_at_trx_commit": "1", "innodb_doublewrite": "ON", "innodb_flush_method": "O_DIRECT"}
+		if change != nil {
+			change(&f)
+		}
+		return &f
+	}
+	binlogs := respaldo.Place{Role: respaldo.BinlogRole, Path: "/var/log/mysql"}
 	for _, c := range []struct {
 		facts  *Facts
 		asked  respaldo.LockMode
@@ -168,7 +178,7 @@ func TestChooseLock(t *testing.T) {
 		{maria, respaldo.LockAuto, respaldo.LockBackup, "BACKUP STAGE"},
 		{maria, "", respaldo.LockBackup, "BACKUP STAGE"},
 		{maria, respaldo.LockGlobal, respaldo.LockGlobal, "asked for"},
-		{maria, respaldo.LockNone, "", "not supported yet"},
+		{maria, respaldo.LockNone, "", "--lock=none is not safe here"},
 		{maria, "table", "", "unknown lock"},
 		{old, respaldo.LockAuto, respaldo.LockGlobal, "before 10.4"},
 		{old, respaldo.LockBackup, "", "--lock=backup is not safe here"},
@@ -176,6 +186,26 @@ func TestChooseLock(t *testing.T) {
 		{mysql, respaldo.LockBackup, "", "--lock=backup is not safe here"},
 		{rocks, respaldo.LockAuto, respaldo.LockGlobal, "ROCKSDB (d.r)"},
 		{rocks, respaldo.LockBackup, "", "ROCKSDB"},
+
+		{safe(*maria, nil), respaldo.LockAuto, respaldo.LockNone, "BLOCK_DDL"},
+		{safe(*old, nil), respaldo.LockAuto, respaldo.LockNone, "watched"},
+		{safe(*mysql, nil), respaldo.LockNone, respaldo.LockNone, "watched"},
+		{safe(*mysql, func(f *Facts) { f.backupAdmin = true }), respaldo.LockNone, respaldo.LockNone, "LOCK INSTANCE FOR BACKUP"},
+		{safe(*mysql, nil), respaldo.LockGlobal, respaldo.LockGlobal, "asked for; none would do"},
+		{safe(*maria, nil), respaldo.LockBackup, respaldo.LockBackup, "asked for; none would do"},
+		{safe(*mysql, nil), respaldo.LockBackup, "", "--lock=backup is not safe here"},
+		{safe(*rocks, nil), respaldo.LockNone, "", "ROCKSDB (d.r)"},
+		{safe(*maria, func(f *Facts) { f.Coverage = nil }), respaldo.LockAuto, respaldo.LockBackup, "not known whether one snapshot"},
+		{safe(*maria, func(f *Facts) { f.Coverage.Outside = []respaldo.Place{binlogs} }), respaldo.LockNone, "", "vg/data does not hold /var/log/mysql (binlog)"},
+		{safe(*maria, func(f *Facts) { f.BinlogEncrypted = true }), respaldo.LockAuto, respaldo.LockBackup, "the binlog is encrypted"},
+		{safe(*maria, func(f *Facts) { f.Variables["binlog_storage_engine"] = "innodb" }), respaldo.LockNone, "", "the binlog is kept in innodb"},
+		{safe(*maria, func(f *Facts) { f.BinlogOn = false; f.Variables["sync_binlog"] = "0" }), respaldo.LockAuto, respaldo.LockNone, ""},
+		{safe(*maria, func(f *Facts) { f.Variables["innodb_flush_log_at_trx_commit"] = "3" }), respaldo.LockNone, respaldo.LockNone, ""},
+		{safe(*mysql, func(f *Facts) { f.Variables["innodb_flush_log_at_trx_commit"] = "3" }), respaldo.LockNone, "", "innodb_flush_log_at_trx_commit is 3"},
+		{safe(*mysql, func(f *Facts) { f.Variables["innodb_flush_method"] = "nosync" }), respaldo.LockNone, "", "innodb_flush_method is nosync"},
+		{safe(*mysql, func(f *Facts) { f.Variables["innodb_doublewrite"] = "DETECT_AND_RECOVER" }), respaldo.LockNone, respaldo.LockNone, ""},
+		{safe(*old, func(f *Facts) { f.Variables["innodb_doublewrite"] = "1" }), respaldo.LockNone, respaldo.LockNone, ""},
+		{safe(*mysql, func(f *Facts) { f.Replica = true; f.Variables["relay_log_info_repository"] = "FILE" }), respaldo.LockAuto, respaldo.LockGlobal, "relay_log_info_repository"},
 	} {
 		mode, reason, err := ChooseLock(c.facts, c.asked)
 		if mode != c.want {
@@ -186,6 +216,17 @@ func TestChooseLock(t *testing.T) {
 		}
 		if !strings.Contains(reason, c.reason) {
 			t.Errorf("%s, asked for %q: %q lacks %q", c.facts.Version, c.asked, reason, c.reason)
+		}
+	}
+	for _, c := range []struct {
+		facts     *Facts
+		mode, use respaldo.LockMode
+	}{
+		{safe(*maria, nil), respaldo.LockNone, respaldo.LockBackup}, {safe(*mysql, nil), respaldo.LockNone, respaldo.LockGlobal}, {safe(*rocks, nil), respaldo.LockNone, respaldo.LockGlobal},
+		{maria, respaldo.LockBackup, respaldo.LockGlobal}, {maria, respaldo.LockGlobal, ""},
+	} {
+		if use, reason, ok := Stricter(c.facts, c.mode); use != c.use || ok != (c.use != "") || ok && reason == "" {
+			t.Errorf("%s, stricter than %s: %s (%s), %t", c.facts.Version, c.mode, use, reason, ok)
 		}
 	}
 }

@@ -18,49 +18,40 @@ import (
 // Coordinates are where the origin's history ends in the recovered image: File and
 // Position are the end of the last complete group in the last of the origin's binlogs
 // (the instance itself writes to a new one), GTIDSet is what the instance states.
-// Without binlogs they are zero. The upstream of a replica is not among them.
+// Without binlogs they are empty. Upstream is how far a replica had applied its source, where
+// the image was taken without a lock and nobody could say it then.
 func (i *Instance) Coordinates(ctx context.Context) (respaldo.Coordinates, error) {
 	var at respaldo.Coordinates
-	b := i.image.binlogs
+	b, m := i.image.binlogs, i.request.Manifest
+	if m.Quiesced.FromImage {
+		var err error
+		if at.Upstream, err = readUpstream(ctx, i.db, m.Version); err != nil {
+			return at, i.asking("its position as a replica", err)
+		}
+		for n, u := range at.Upstream {
+			if u.GTIDSet != "" { // it is committed with the data; a position need not be (relay-log.info), or is a low-water mark
+				at.Upstream[n].File, at.Upstream[n].Position = "", 0
+			}
+		}
+	}
 	if !b.on {
 		return at, nil
 	}
-	own, err := readCoordinates(ctx, i.db, i.request.Manifest.Version, false)
+	own, err := readCoordinates(ctx, i.db, m.Version, false)
 	if err != nil {
 		return at, i.asking("its coordinates", err)
 	}
 	at.GTIDSet = own.GTIDSet
-	if at.File = b.last(); at.File == "" {
-		return at, nil
-	}
-	scan, err := i.scan(at.File, 0)
-	if err != nil {
+	name, end, err := b.end(ctx)
+	if err != nil || name == "" {
 		return at, err
 	}
-	at.Position = uint64(scan.End)
-	if scan.Encrypted {
+	at.File, at.Position = name, uint64(end.End)
+	if end.Encrypted {
 		at.Position, err = i.listedSize(ctx, at.File)
-		at.Position -= min(at.Position, uint64(scan.Header))
+		at.Position -= min(at.Position, uint64(end.Header))
 	}
 	return at, err
-}
-
-func (i *Instance) scan(name string, from int64) (binlogScan, error) {
-	root, err := os.OpenRoot(i.image.binlogs.local)
-	if err != nil {
-		return binlogScan{}, err
-	}
-	defer root.Close()
-	f, err := root.Open(name)
-	if err != nil {
-		return binlogScan{}, err
-	}
-	defer f.Close()
-	scan, err := scanBinlog(f, from)
-	if err != nil {
-		return scan, fmt.Errorf("reading binlog %s of the image: %w", name, err)
-	}
-	return scan, nil
 }
 
 // listedSize asks the server for the size of a binlog that we cannot read.
@@ -81,7 +72,8 @@ func (i *Instance) asking(what string, err error) error {
 	return fmt.Errorf("asking the instance for %s: %w", what, err)
 }
 
-// compare tells in which ways the recovered image is not at the coordinates of the lock.
+// compare tells in which ways the recovered image is not at the coordinates of the lock; or,
+// where there was none, at those that were read in the image before it was started.
 //
 // Equal means that no transaction lies between the two. Bytes may: under the lock a server
 // still notes binlog checkpoints (MariaDB), and a clean shutdown after it writes a stop
@@ -91,36 +83,47 @@ func (i *Instance) compare(ctx context.Context, at respaldo.Coordinates) ([]stri
 		return nil, nil
 	}
 	var problems []string
-	lost, err := i.lostCommits()
+	lost, err := i.lostCommits(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if lost > 0 {
-		problems = append(problems, fmt.Sprintf("not exact: InnoDB lacks the last %d transaction(s) of the binlog; with innodb_flush_log_at_trx_commit=%s the server had not written them yet",
-			lost, i.request.Manifest.Variables["innodb_flush_log_at_trx_commit"]))
+		problem := fmt.Sprintf("not exact: InnoDB lacks the last %d transaction(s) of the binlog", lost)
+		if lax := i.request.Manifest.Variables["innodb_flush_log_at_trx_commit"]; lax == "0" || lax == "2" {
+			problem += "; with innodb_flush_log_at_trx_commit=" + lax + " the server had not written them yet"
+		}
+		problems = append(problems, problem)
 	}
 	want := i.request.Manifest.Quiesced.Coordinates
 	if want.File == "" {
 		return problems, nil
 	}
-	elsewhere, err := i.compareFiles(want, at)
+	elsewhere, err := i.compareFiles(ctx, want, at)
 	if err != nil {
 		return nil, err
 	}
 	problems = append(problems, elsewhere...)
-	equal, err := i.sameSet(ctx, want.GTIDSet, at.GTIDSet)
+	same, err := i.sameSet(ctx, want.GTIDSet, at.GTIDSet)
 	if err != nil {
 		return nil, err
 	}
-	if !equal {
-		problems = append(problems, fmt.Sprintf("not exact: the lock had GTID set %s, the recovered image has %s", want.GTIDSet, at.GTIDSet))
+	if !same {
+		problems = append(problems, fmt.Sprintf("not exact: %s had GTID set %s, the recovered image has %s", i.noted(), want.GTIDSet, at.GTIDSet))
 	}
 	return problems, nil
 }
 
-func (i *Instance) compareFiles(want, at respaldo.Coordinates) (problems []string, err error) {
+// noted is who had the coordinates that the recovered image is compared with.
+func (i *Instance) noted() string {
+	if i.request.Manifest.Quiesced.FromImage {
+		return "before it was started the image"
+	}
+	return "the lock"
+}
+
+func (i *Instance) compareFiles(ctx context.Context, want, at respaldo.Coordinates) (problems []string, err error) {
 	notExact := func(format string, args ...any) {
-		problems = append(problems, fmt.Sprintf("not exact: the lock was at %s, ", want)+fmt.Sprintf(format, args...))
+		problems = append(problems, fmt.Sprintf("not exact: %s was at %s, ", i.noted(), want)+fmt.Sprintf(format, args...))
 	}
 	files := i.image.binlogs.files
 	first := slices.Index(files, want.File)
@@ -134,7 +137,7 @@ func (i *Instance) compareFiles(want, at respaldo.Coordinates) (problems []strin
 		if n == 0 {
 			from = int64(want.Position)
 		}
-		scan, err := i.scan(name, from)
+		scan, err := i.image.binlogs.scan(ctx, name, from)
 		if err != nil {
 			return nil, err
 		}
@@ -154,7 +157,7 @@ func (i *Instance) compareFiles(want, at respaldo.Coordinates) (problems []strin
 	if groups > 0 {
 		notExact("the image goes on to %s, %d transaction(s) later", at, groups)
 	}
-	own, err := i.ownGroups()
+	own, err := i.ownGroups(ctx)
 	if own > 0 {
 		notExact("recovery itself wrote %d statement(s) to a new binlog (an interrupted ALTER or DROP TABLE was finished)", own)
 	}
@@ -164,7 +167,7 @@ func (i *Instance) compareFiles(want, at respaldo.Coordinates) (problems []strin
 // ownGroups counts what the instance wrote into binlogs of its own. MariaDB finishes an
 // interrupted DDL statement and logs it there: the origin logs the same statement later
 // and elsewhere.
-func (i *Instance) ownGroups() (int, error) {
+func (i *Instance) ownGroups(ctx context.Context) (int, error) {
 	b := i.image.binlogs
 	root, err := os.OpenRoot(b.local)
 	if err != nil {
@@ -188,7 +191,7 @@ func (i *Instance) ownGroups() (int, error) {
 		if slices.Contains(b.files, name) || !slices.Contains(listed, name) {
 			continue
 		}
-		scan, err := i.scan(name, 0)
+		scan, err := i.image.binlogs.scan(ctx, name, 0)
 		if err != nil {
 			return 0, err
 		}
@@ -210,13 +213,19 @@ var (
 // of acknowledged rows were missing from an image whose binlog had them all, on every
 // version). InnoDB's last commit, which it tells at recovery, and the transactions that
 // were prepared and committed by recovery must reach the end of the binlog. MySQL 8 does
-// not tell.
-func (i *Instance) lostCommits() (int, error) {
+// not tell. An image that was taken without a lock is asked whatever the setting: it is
+// the one thing that confirms the binlog's end from the data's side.
+func (i *Instance) lostCommits(ctx context.Context) (int, error) {
 	v, b := i.request.Manifest.Variables, i.image.binlogs
 	switch v["innodb_flush_log_at_trx_commit"] {
 	case "0", "2":
 	default:
-		return 0, nil // on disk before it was in the binlog
+		if !i.request.Manifest.Quiesced.FromImage {
+			return 0, nil // on disk before it was in the binlog
+		}
+	}
+	if i.request.Manifest.Version.AtLeast(respaldo.MySQL, 8, 0, 0) {
+		return 0, nil // it does not tell
 	}
 	if v["binlog_order_commits"] == "OFF" || v["rocksdb_datadir"] != "" {
 		return 0, nil // the last commit need not be InnoDB's latest
@@ -235,7 +244,7 @@ func (i *Instance) lostCommits() (int, error) {
 		if n == 0 {
 			from = position
 		}
-		scan, err := i.scan(name, from)
+		scan, err := i.image.binlogs.scan(ctx, name, from)
 		if err != nil {
 			return 0, err
 		}
@@ -273,18 +282,25 @@ func (i *Instance) crashRecovered() bool {
 
 // sameSet compares two GTID sets. An empty wanted one (GTIDs off, or not known) equals all.
 func (i *Instance) sameSet(ctx context.Context, want, have string) (bool, error) {
+	m := i.request.Manifest
 	if want == "" || want == have {
 		return true, nil
 	}
-	if i.request.Manifest.Version.Flavor == respaldo.MariaDB {
+	if m.Version.Flavor == respaldo.MariaDB {
 		return maps.Equal(byDomain(want), byDomain(have)), nil
 	}
-	var equal bool
-	err := i.db.QueryRowContext(ctx, "SELECT GTID_SUBSET(?, ?) AND GTID_SUBSET(?, ?)", want, have, have, want).Scan(&equal)
+	compare, args := "SELECT GTID_SUBSET(?, ?) AND GTID_SUBSET(?, ?)", []any{want, have, have, want}
+	if m.Quiesced.FromImage && firstOf(m.Variables["log_replica_updates"], m.Variables["log_slave_updates"]) == "OFF" {
+		// What it applied of its source's is in a table and in no binlog of its own, so the
+		// instance knows more; what the binlogs say must still be among that.
+		compare, args = "SELECT GTID_SUBSET(?, ?)", args[:2]
+	}
+	var same bool
+	err := i.db.QueryRowContext(ctx, compare, args...).Scan(&same)
 	if err != nil {
 		return false, i.asking("a comparison of GTID sets", err)
 	}
-	return equal, nil
+	return same, nil
 }
 
 // byDomain reads MariaDB's "0-1-42,5-2-7": a position in each domain, in any order.

@@ -35,18 +35,11 @@ type image struct {
 // from the origin.
 func prepareImage(ctx context.Context, request InstanceRequest) (*image, error) {
 	m := request.Manifest
-	img := &image{dataDir: filepath.Clean(m.Layout.DataDir), dirs: map[string]string{}, scratch: request.Scratch}
-	for origin, local := range request.Dirs {
-		img.dirs[filepath.Clean(origin)] = local
+	img, err := newImage(m, request.Dirs)
+	if err != nil {
+		return nil, err
 	}
-	for _, p := range m.Layout.Places {
-		img.adopt(p)
-	}
-	img.forget(m.Layout)
-	var ok bool
-	if img.local, ok = img.dirs[img.dataDir]; !ok {
-		return nil, refused("there is no copy of the data directory "+m.Layout.DataDir, "")
-	}
+	img.scratch = request.Scratch
 	if len(request.program().Argv) == 0 {
 		return nil, refused("the manifest does not say which program ran the server", "")
 	}
@@ -56,7 +49,6 @@ func prepareImage(ctx context.Context, request InstanceRequest) (*image, error) 
 	if socket := request.socket(); len(socket) > 107 {
 		return nil, refused(fmt.Sprintf("%s is too long for a socket in it", filepath.Dir(socket)), "use a shorter temporary directory")
 	}
-	var err error
 	if img.uid, img.gid, err = runAs(img.local); err != nil {
 		return nil, err
 	}
@@ -68,6 +60,23 @@ func prepareImage(ctx context.Context, request InstanceRequest) (*image, error) 
 	}
 	if err := img.prepareData(m); err != nil {
 		return nil, fmt.Errorf("preparing the image: %w", err)
+	}
+	return img, nil
+}
+
+// newImage is where an image's files are, and nothing more: it touches none of them.
+func newImage(m respaldo.Manifest, dirs map[string]string) (*image, error) {
+	img := &image{dataDir: filepath.Clean(m.Layout.DataDir), dirs: map[string]string{}}
+	for origin, local := range dirs {
+		img.dirs[filepath.Clean(origin)] = local
+	}
+	for _, p := range m.Layout.Places {
+		img.adopt(p)
+	}
+	img.forget(m.Layout)
+	var ok bool
+	if img.local, ok = img.dirs[img.dataDir]; !ok {
+		return nil, refused("there is no copy of the data directory "+m.Layout.DataDir, "")
 	}
 	return img, nil
 }

@@ -20,14 +20,6 @@ type binlogs struct {
 	files []string // names without directory, oldest first, before the instance made its own
 }
 
-// last is the file that the origin was writing, "" if it had none.
-func (b binlogs) last() string {
-	if len(b.files) == 0 {
-		return ""
-	}
-	return b.files[len(b.files)-1]
-}
-
 // option is the value of --log-bin: relative to the data directory wherever possible.
 func (b binlogs) option(dataDir string) string {
 	return relativeTo(dataDir, filepath.Join(b.dir, b.base))
@@ -44,9 +36,19 @@ func relativeTo(dir, path string) string {
 // names that lead nowhere else: an absolute one would make the instance open the origin's
 // binlogs.
 func (img *image) prepareBinlogs(variables map[string]string) error {
+	b, err := img.findBinlogs(variables)
+	if err != nil {
+		return err
+	}
+	img.binlogs = b
+	return img.writeIndex(b)
+}
+
+// findBinlogs reads the index and lists the folder.
+func (img *image) findBinlogs(variables map[string]string) (binlogs, error) {
 	basename := variables["log_bin_basename"]
 	if basename == "" {
-		return refused("the manifest does not say where the origin's binlogs are (log_bin_basename)", "")
+		return binlogs{}, refused("the manifest does not say where the origin's binlogs are (log_bin_basename)", "")
 	}
 	if !filepath.IsAbs(basename) {
 		basename = filepath.Join(img.dataDir, basename)
@@ -54,20 +56,20 @@ func (img *image) prepareBinlogs(variables map[string]string) error {
 	b := binlogs{on: true, base: filepath.Base(basename), dir: filepath.Dir(basename)}
 	var ok bool
 	if b.local, ok = img.find(b.dir); !ok {
-		return refused("the image has no copy of the binlogs in "+b.dir, "")
+		return binlogs{}, refused("the image has no copy of the binlogs in "+b.dir, "")
 	}
 	root, err := os.OpenRoot(b.local)
 	if err != nil {
-		return err
+		return b, err
 	}
 	defer root.Close()
 	present, err := binlogsIn(root, b.base)
 	if err != nil {
-		return err
+		return b, err
 	}
 	listed, err := img.readIndex(variables["log_bin_index"], b)
 	if err != nil {
-		return err
+		return b, err
 	}
 	b.files = present
 	if listed != nil {
@@ -78,8 +80,7 @@ func (img *image) prepareBinlogs(variables map[string]string) error {
 		}
 		b.files = listed
 	}
-	img.binlogs = b
-	return img.writeIndex(root, b)
+	return b, nil
 }
 
 var binlogNumber = regexp.MustCompile(`^\.[0-9]{6,}$`)
@@ -155,7 +156,12 @@ func (b binlogs) index(dataDir string) string {
 	return relativeTo(dataDir, filepath.Join(b.dir, b.base+".index"))
 }
 
-func (img *image) writeIndex(root *os.Root, b binlogs) error {
+func (img *image) writeIndex(b binlogs) error {
+	root, err := os.OpenRoot(b.local)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
 	prefix := "./"
 	if b.dir != img.dataDir {
 		prefix = b.dir + "/" // the copy's, in the instance's view

@@ -85,9 +85,8 @@ func theOrigin(t *testing.T, name string) *origin {
 	return o
 }
 
-func (o *origin) make(ctx context.Context) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
+// begin makes an origin's directories and starts its server, which is empty.
+func (o *origin) begin(ctx context.Context) (err error) {
 	if err := servers.Ensure(ctx, o.name); err != nil {
 		return err
 	}
@@ -104,7 +103,13 @@ func (o *origin) make(ctx context.Context) (err error) {
 	if o.name == "mysql-9.7" {
 		o.args = append(o.args, "--performance-schema=OFF")
 	}
-	if err := o.start(ctx); err != nil {
+	return o.start(ctx)
+}
+
+func (o *origin) make(ctx context.Context) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	if err := o.begin(ctx); err != nil {
 		return err
 	}
 	if err := o.fill(ctx); err != nil {

@@ -60,11 +60,7 @@ func scatter(t *testing.T, name string, options []string, end func(*origin) erro
 	if err := servers.Ensure(ctx, name); err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "scat")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := shortDir(t)
 	real := filepath.Join(dir, "real")
 	o := &origin{name: name, dir: dir, data: filepath.Join(dir, "data")}
 	if err := servers.Init(ctx, name, real); err != nil {

@@ -21,11 +21,7 @@ import (
 // request is for a fresh writable copy of the moment.
 func (m moment) request(t *testing.T) InstanceRequest {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "ins")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := shortDir(t)
 	data, outside := filepath.Join(dir, "data"), filepath.Join(dir, "outside")
 	if err := errors.Join(copyTree(m.copy, data), copyTree(m.outside, outside)); err != nil {
 		t.Fatal(err)

@@ -97,21 +97,6 @@ func hold(t *testing.T, r InstanceRequest, attr *syscall.SysProcAttr) (cmd *exec
 	return cmd, strings.TrimSpace(says)
 }
 
-// eventually polls a condition of other processes.
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	deadline := time.After(20 * time.Second)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for !condition() {
-		select {
-		case <-deadline:
-			t.Fatalf("it never came to pass that %s", what)
-		case <-tick.C:
-		}
-	}
-}
-
 func runningOf(t *testing.T, r InstanceRequest) (found []InstanceProcess) {
 	t.Helper()
 	all, err := FindInstances(r.Manifest.Server)
@@ -142,7 +127,7 @@ func TestInstanceDiesWithItsParent(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd.Wait()
-	eventually(t, "the instance died with its parent", func() bool { return len(runningOf(t, r)) == 0 })
+	waitFor(t, "the instance died with its parent", func() bool { return len(runningOf(t, r)) == 0 })
 	o.unharmed(t)
 	if root, err := os.OpenRoot(r.Dirs[o.data]); err == nil { // what cleanup would do
 		root.Remove(scratchName)

@@ -136,11 +136,7 @@ func connectElsewhere(socket string) {
 // machine's network, as when the server is on another machine or has a container's network.
 func TestServerElsewhereIsRefused(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "els") // short enough for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := shortDir(t)
 	socket := filepath.Join(dir, "s")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket})
 	if err != nil {

@@ -170,7 +170,7 @@ func TestImageWithoutTheLastCommitsIsNotProved(t *testing.T) {
 					return err
 				}
 				end, _ := o.redo(t)
-				eventually(t, "the redo log was written", func() bool {
+				waitFor(t, "the redo log was written", func() bool {
 					_, written := o.redo(t)
 					return written >= end
 				})
@@ -270,7 +270,7 @@ func TestCancelledProofEndsAtOnce(t *testing.T) {
 		t.Fatalf("the proof ended before it was cancelled: %v", err)
 	}
 	var writer int
-	eventually(t, "the binlog is read", func() (opened bool) {
+	waitFor(t, "the binlog is read", func() (opened bool) {
 		var err error
 		writer, err = unix.Open(binlog, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		return err == nil

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"strings"
 	"time"
 
 	respaldo "github.com/respaldo-backup/respaldo"
@@ -14,10 +15,10 @@ import (
 
 // QuiesceRequest is how to quiesce a server.
 type QuiesceRequest struct {
-	Mode   respaldo.LockMode // LockBackup or LockGlobal, as ChooseLock said
+	Mode   respaldo.LockMode // LockNone, LockBackup or LockGlobal, as ChooseLock said
 	Reason string            // why, for the record
 	// Budget bounds waiting for the lock and holding it together: the time that a writer
-	// may have to wait because of us.
+	// may have to wait because of this one attempt.
 	Budget time.Duration
 	// Patience bounds looking for a moment without long statements before the lock is
 	// asked for, during which nobody waits for us; 0 is as long as Budget.
@@ -26,7 +27,15 @@ type QuiesceRequest struct {
 	// asked for; its error ends the attempt, and is returned as it is. Writers do not wait
 	// for it, but it should be quick: another long statement may begin meanwhile.
 	BeforeLock func() error
-	Facts      *Facts // of this server; one that was restarted since is refused
+	// Waiting, if set, is told once when that takes longer than a second, and because of whom.
+	Waiting func(behind string)
+	// KillBlockers, if set, has long reads that stand in the way of the lock ended when they do
+	// not end by themselves, and is told of each. Nothing else is ever ended.
+	KillBlockers func(Statement)
+	// Probe, if set, measures what writers really wait for; Quiesce waits for what it has to
+	// see before the lock and after it.
+	Probe *StallProbe
+	Facts *Facts // of this server; one that was restarted since is refused
 }
 
 // Quiesce calls fn while the server is quiesced, with the coordinates at which it stands
@@ -37,6 +46,10 @@ type QuiesceRequest struct {
 // a second connection, fn's context is cancelled with the *respaldo.Error as its cause,
 // and Quiesce returns that error even if fn succeeds: what fn made is then not
 // consistent and must be discarded. Quiesce always waits for fn to return; writers do not.
+//
+// In LockNone commits go on: fn gets no coordinates, which are to be read in the image
+// (Quiesced.FromImage). DDL is kept out, or watched where that is not possible. If
+// something crossed that may make the image inexact, the error has ErrCrossed in its chain.
 //
 // fn must do nothing slow. Quiesce itself logs nothing while the lock is held.
 func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx context.Context, at respaldo.Coordinates) error) (respaldo.Quiesced, error) {
@@ -50,40 +63,34 @@ func (s *Server) Quiesce(ctx context.Context, req QuiesceRequest, fn func(ctx co
 	if patience <= 0 {
 		patience = req.Budget
 	}
-	if err := l.waitForCalm(ctx, patience); err != nil {
+	if err := req.Probe.lead(ctx); err != nil {
 		return q, err
 	}
-	if req.BeforeLock != nil {
-		start := time.Now()
-		if err := req.BeforeLock(); err != nil {
-			return q, err
-		}
-		if time.Since(start) > calmLasts {
-			if err := l.waitForCalm(ctx, patience); err != nil {
-				return q, err
-			}
-		}
+	calm := calmWait{l: l, patience: patience, waiting: req.Waiting, kill: req.KillBlockers, began: time.Now()}
+	if err := calm.then(ctx, req.BeforeLock); err != nil {
+		return q, err
 	}
 	if err := l.settings(ctx); err != nil {
 		return q, s.explain(err, "preparing the lock")
 	}
-	err = l.hold(ctx, &q, fn)
+	req.Probe.begin()
+	if err = l.hold(ctx, &q, fn); err == nil {
+		req.Probe.end(ctx, &q)
+	} else if q.HeldSeconds == 0 {
+		calm.endStranded(ctx)
+	}
 	s.log.Debug("quiesced", "mode", q.Mode, "waited", q.WaitedSeconds, "held", q.HeldSeconds, "coordinates", q.Coordinates.String(), "error", err)
 	return q, err
 }
 
-// calmLasts is how long a look at the server's statements is taken to hold: what BeforeLock
-// does beyond it is followed by another look.
-const calmLasts = 50 * time.Millisecond
-
 // lock is one attempt to quiesce: the connection that holds the lock and the one that can end it.
 type lock struct {
-	s       *Server
-	mode    respaldo.LockMode
-	budget  time.Duration
-	replica bool
-	take    []string // statements, in order
-	give    []string // the reverse
+	s      *Server
+	mode   respaldo.LockMode
+	budget time.Duration
+	facts  *Facts
+	take   []string // statements, in order; none where nobody is kept out
+	give   []string // the reverse
 
 	conn    *sql.Conn // nothing but the lock's own statements runs on it
 	raw     net.Conn  // the network connection beneath conn
@@ -100,8 +107,18 @@ type lock struct {
 //
 // Backup: the stages before BLOCK_COMMIT wait for DDL and writes to non-transactional
 // tables while transactions go on committing.
+//
+// None: what stops DDL and no commit, if there is such a thing.
 func (s *Server) lockStatements(ctx context.Context, q queryer, mode respaldo.LockMode) (take, give []string, err error) {
 	switch {
+	case mode == respaldo.LockNone && s.version.AtLeast(respaldo.MariaDB, 10, 4, 1):
+		return []string{"BACKUP STAGE START", "BACKUP STAGE FLUSH", "BACKUP STAGE BLOCK_DDL"}, []string{"BACKUP STAGE END"}, nil
+	case mode == respaldo.LockNone:
+		may, err := s.hasBackupAdmin(ctx, q)
+		if err != nil || !may {
+			return nil, nil, err
+		}
+		return []string{"LOCK INSTANCE FOR BACKUP"}, []string{"UNLOCK INSTANCE"}, nil
 	case mode == respaldo.LockBackup && s.version.AtLeast(respaldo.MariaDB, 10, 4, 1):
 		return []string{"BACKUP STAGE START", "BACKUP STAGE FLUSH", "BACKUP STAGE BLOCK_DDL", "BACKUP STAGE BLOCK_COMMIT"}, []string{"BACKUP STAGE END"}, nil
 	case mode != respaldo.LockGlobal:
@@ -119,7 +136,11 @@ func (s *Server) lockStatements(ctx context.Context, q queryer, mode respaldo.Lo
 }
 
 // hasBackupAdmin reads the list of privileges: trying LOCK INSTANCE FOR BACKUP might wait.
+// Before MySQL 8.0 there is neither.
 func (s *Server) hasBackupAdmin(ctx context.Context, q queryer) (bool, error) {
+	if !s.version.AtLeast(respaldo.MySQL, 8, 0, 0) {
+		return false, nil
+	}
 	granted, err := queryRows(ctx, q, `SELECT 1 AS may FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE = 'BACKUP_ADMIN'
 		AND GRANTEE = CONCAT('\'', REPLACE(CURRENT_USER(), '@', '\'@\''), '\'')`)
 	return len(granted) > 0, err
@@ -133,10 +154,13 @@ func (s *Server) prepareLock(ctx context.Context, req QuiesceRequest) (l *lock, 
 	if req.Facts == nil {
 		return nil, errors.New("quiesce: no facts about the server")
 	}
+	if failing := req.Facts.failing(); req.Mode == respaldo.LockNone && len(failing) > 0 {
+		return nil, crossed("%s", strings.Join(failing, "; "))
+	}
 	if p := req.Facts.Process; p.PID != 0 && !p.Alive() {
 		return nil, &respaldo.Error{Kind: respaldo.Refused, What: "the server was restarted or stopped after we had looked at it", Hint: "nothing was touched; run again"}
 	}
-	l = &lock{s: s, mode: req.Mode, budget: req.Budget, replica: req.Facts.Replica}
+	l = &lock{s: s, mode: req.Mode, budget: req.Budget, facts: req.Facts}
 	defer func() {
 		if err != nil {
 			l.close()
@@ -154,6 +178,13 @@ func (s *Server) prepareLock(ctx context.Context, req QuiesceRequest) (l *lock, 
 	l.closers = append(l.closers, closeConn)
 	if l.take, l.give, err = s.lockStatements(ctx, l.killer, req.Mode); err != nil {
 		return l, err
+	}
+	// Looking for a calm moment takes as long as it takes, and later the killer sits idle until
+	// it is needed: then there may be no other connection to be had, with all writers waiting.
+	for _, c := range []*sql.Conn{l.conn, l.killer} {
+		if _, err = c.ExecContext(ctx, "SET SESSION wait_timeout = 86400"); err != nil {
+			return l, err
+		}
 	}
 	err = l.conn.QueryRowContext(ctx, "SELECT CONNECTION_ID()").Scan(&l.id)
 	return l, err
@@ -202,8 +233,7 @@ func (l *lock) hold(ctx context.Context, q *respaldo.Quiesced, fn func(context.C
 	err = l.acquire(unbound)
 	granted := time.Now()
 	q.WaitedSeconds = granted.Sub(asked).Seconds()
-	dog.granted()
-	if err != nil {
+	if err != nil { // nothing is granted: the budget may be used up in this very instant
 		l.release(unbound) // the parts that were granted; closing the connection would do it as well
 		if broken := dog.stop(); broken != nil {
 			return broken
@@ -213,18 +243,41 @@ func (l *lock) hold(ctx context.Context, q *respaldo.Quiesced, fn func(context.C
 		}
 		return l.s.explain(err, "taking the lock")
 	}
+	dog.granted()
 	defer func() { // also when fn panics
 		unlockErr := l.release(unbound)
 		q.HeldSeconds = time.Since(granted).Seconds()
 		err = verdict(dog.stop(), err, unlockErr)
 	}()
-	if q.Coordinates, err = readCoordinates(unbound, l.conn, l.s.version, l.replica); err != nil {
+	if l.mode == respaldo.LockNone {
+		return l.unlocked(fnCtx, q, asked.Add(l.budget/2), func() error { return l.run(fnCtx, q, dog, fn) })
+	}
+	if q.Coordinates, err = readCoordinates(unbound, l.conn, l.s.version, l.facts.Replica); err != nil {
 		return l.s.explain(err, "reading the binlog coordinates under the lock")
 	}
+	return l.run(fnCtx, q, dog, fn)
+}
+
+// run calls fn and watches the connection, which belongs to nobody else meanwhile.
+func (l *lock) run(ctx context.Context, q *respaldo.Quiesced, dog *watchdog, fn func(context.Context, respaldo.Coordinates) error) error {
 	stopPeek := peek(l.raw, dog.lost)
-	defer stopPeek() // before the unlock, which needs the connection to itself
+	defer stopPeek()
 	q.At = time.Now().UTC()
-	return fn(fnCtx, q.Coordinates)
+	return fn(ctx, q.Coordinates)
+}
+
+// unlocked calls run between two looks at what must not cross it, the first of which may
+// wait until the time given for a moment without.
+func (l *lock) unlocked(ctx context.Context, q *respaldo.Quiesced, until time.Time, run func() error) error {
+	q.FromImage = true
+	w := &watch{s: l.s, q: l.conn, f: l.facts, ddl: len(l.take) == 0, own: l.s.version.Flavor == respaldo.MariaDB}
+	if err := w.begin(ctx, until); err != nil {
+		return l.s.explain(err, "looking for what might cross the snapshot")
+	}
+	if err := run(); err != nil {
+		return err
+	}
+	return l.s.explain(w.end(context.WithoutCancel(ctx)), "looking for what has crossed the snapshot")
 }
 
 func (l *lock) acquire(ctx context.Context) error {
@@ -269,7 +322,7 @@ func verdict(broken, fnErr, unlockErr error) error {
 func (l *lock) notGranted(err error) error {
 	e := &respaldo.Error{Kind: respaldo.LockTimeout, What: fmt.Sprintf("the lock was not granted within %s", l.budget),
 		Hint: "run again when the server is less busy, or give --max-lock more time", Err: err}
-	if l.mode == respaldo.LockBackup {
+	if l.s.version.Flavor == respaldo.MariaDB && l.mode != respaldo.LockGlobal {
 		e.Hint += "; does another backup (mariadb-backup) run?"
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)

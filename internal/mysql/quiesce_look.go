@@ -52,10 +52,10 @@ func (t Statement) String() string {
 // blockers lists what would make a lock of this mode wait for long. On MySQL one must
 // look *before* asking for FLUSH TABLES WITH READ LOCK: while it waits every writer
 // stalls, and after it has given up, the tables that a long SELECT reads hang until
-// that ends (measured on 5.6 and 9.7). On MariaDB a SELECT blocks nothing, a long write
-// blocks FLUSH TABLES WITH READ LOCK, and nothing of that kind blocks BACKUP STAGE except
-// LOCK TABLES and writes to non-transactional tables, which it waits for without
-// stalling others.
+// that ends (measured on 5.6 and 9.7; MariaDB without BACKUP STAGE is taken to be no
+// better). On MariaDB since then a SELECT blocks nothing, a long write blocks FLUSH TABLES
+// WITH READ LOCK, and nothing of that kind blocks BACKUP STAGE except LOCK TABLES and
+// writes to non-transactional tables, which it waits for without stalling others.
 //
 // unsure tells that somebody may hold LOCK TABLES, but the tables in use may as well be
 // those of the statements that run just now: look again.
@@ -71,9 +71,12 @@ func (s *Server) blockers(ctx context.Context, q queryer, mode respaldo.LockMode
 		}
 		active++
 		seconds, _ := strconv.Atoi(p["time"])
-		if seconds >= longSeconds && standsInTheWay(s.version.Flavor, p, mode) {
+		if seconds >= longSeconds && standsInTheWay(s.version, p, mode) {
 			found = append(found, statementOf(p, seconds))
 		}
+	}
+	if mode == respaldo.LockNone && !s.version.AtLeast(respaldo.MariaDB, 10, 4, 1) {
+		return found, false, nil // LOCK TABLES is in the way of BACKUP STAGE only
 	}
 	locked, unsure, err := s.lockTables(ctx, q, active)
 	if err != nil {
@@ -110,7 +113,7 @@ func isNap(p row) bool {
 
 // standsInTheWay judges a statement that has run for long. "Killed" ones are among them: they
 // roll back.
-func standsInTheWay(flavor respaldo.Flavor, p row, mode respaldo.LockMode) bool {
+func standsInTheWay(v respaldo.Version, p row, mode respaldo.LockMode) bool {
 	text := p["info"]
 	if text == "" {
 		return false
@@ -119,11 +122,13 @@ func standsInTheWay(flavor respaldo.Flavor, p row, mode respaldo.LockMode) bool 
 		// Of a replica's applier the server tells how far it lags, not how long the statement runs.
 		return false
 	}
-	if flavor == respaldo.MySQL {
-		return true
-	}
-	if mode == respaldo.LockBackup {
+	switch {
+	case mode == respaldo.LockNone: // what it takes instead waits for DDL, and only DDL for it
+		return changesTable.MatchString(text)
+	case mode == respaldo.LockBackup:
 		return false
+	case !v.AtLeast(respaldo.MariaDB, 10, 4, 1):
+		return true
 	}
 	reads := readsOnly.MatchString(text) && !writes.MatchString(text) // WITH … UPDATE, SELECT … FOR UPDATE
 	return !reads
@@ -192,25 +197,70 @@ func withoutLiterals(text string) string {
 // statements: on a busy server it never can.
 const unsureLooks = 3
 
-// waitForCalm looks until nothing stands in the way of the lock, with a back-off, for as
-// long as patience. Nobody waits for us meanwhile.
-func (l *lock) waitForCalm(ctx context.Context, patience time.Duration) error {
-	deadline := time.Now().Add(patience)
-	pause := 20 * time.Millisecond
-	for looks := 1; ; looks++ {
-		found, unsure, err := l.s.blockers(ctx, l.killer, l.mode)
-		if err != nil {
-			return l.s.explain(err, "looking at running statements")
+// calmLasts is how long a look at the server's statements is taken to hold: what is done
+// beyond it is followed by another look.
+const calmLasts = 50 * time.Millisecond
+
+// calmWait looks for a moment in which nothing stands in the way of the lock, for as long as
+// patience. Nobody waits for us meanwhile.
+type calmWait struct {
+	l        *lock
+	patience time.Duration
+	began    time.Time
+	waiting  func(behind string)
+	kill     func(Statement)   // told of each read that was ended; nil: none is
+	ended    []uint64          // whose statement was
+	spared   map[uint64]string // and whose was not, and why
+}
+
+// then waits for a moment in which the lock can be asked for and before, if set, has just been
+// done: where that took long, and somebody has begun meanwhile, both are due again.
+func (c *calmWait) then(ctx context.Context, before func() error) error {
+	for {
+		if err := c.wait(ctx); err != nil || before == nil {
+			return err
 		}
-		if len(found) == 0 && (!unsure || looks >= unsureLooks) {
+		start := time.Now()
+		if err := before(); err != nil {
+			return err
+		}
+		if time.Since(start) <= calmLasts {
 			return nil
 		}
-		left := time.Until(deadline)
+		if found, _, err := c.look(ctx); err != nil || len(found) == 0 {
+			return err
+		}
+	}
+}
+
+func (c *calmWait) look(ctx context.Context) (found []Statement, unsure bool, err error) {
+	found, unsure, err = c.l.s.blockers(ctx, c.l.killer, c.l.mode)
+	return found, unsure, c.l.s.explain(err, "looking at running statements")
+}
+
+// wait looks again and again, with a back-off.
+func (c *calmWait) wait(ctx context.Context) error {
+	pause := 20 * time.Millisecond
+	for looks := 1; ; looks++ {
+		found, unsure, err := c.look(ctx)
+		if err != nil || len(found) == 0 && (!unsure || looks >= unsureLooks) {
+			return err
+		}
+		if c.kill != nil && time.Since(c.began) >= min(killAfter, c.patience/2) {
+			if err := c.endReads(ctx, found); err != nil {
+				return err
+			}
+		}
+		if c.waiting != nil && len(found) > 0 && time.Since(c.began) > time.Second {
+			c.waiting(nameAll(found))
+			c.waiting = nil
+		}
+		left := c.patience - time.Since(c.began)
 		if left <= 0 {
 			if len(found) == 0 {
 				return nil
 			}
-			return blockedError(found, patience)
+			return c.blocked(found)
 		}
 		timer := time.NewTimer(min(pause, left))
 		select {
@@ -223,15 +273,20 @@ func (l *lock) waitForCalm(ctx context.Context, patience time.Duration) error {
 	}
 }
 
-// blockedError says who stood in the way for how long. No lock was asked for.
-func blockedError(found []Statement, patience time.Duration) error {
+// blocked says who stood in the way for how long. No lock was asked for.
+func (c *calmWait) blocked(found []Statement) error {
 	hint := "wait until it has ended"
 	if id := found[0].ID; id != 0 {
 		hint += fmt.Sprintf(", or end it: KILL %d", id)
 	}
-	return &respaldo.Error{Kind: respaldo.LockTimeout,
-		What: fmt.Sprintf("no lock was asked for, because for %s it would have stalled every writer behind %s", patience, nameAll(found)),
-		Hint: hint + "; then run again"}
+	what := fmt.Sprintf("no lock was asked for, because for %s it would have stalled every writer behind %s", c.patience.Round(time.Millisecond), nameAll(found))
+	if c.l.mode == respaldo.LockNone {
+		what = fmt.Sprintf("no snapshot was taken, because for %s it would have been crossed by %s", c.patience.Round(time.Millisecond), nameAll(found))
+	}
+	if spared := c.sparedText(found); spared != "" {
+		what += "; " + spared
+	}
+	return &respaldo.Error{Kind: respaldo.LockTimeout, What: what, Hint: hint + "; then run again"}
 }
 
 // nameAll names the first three.

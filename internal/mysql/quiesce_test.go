@@ -432,6 +432,7 @@ func testDDL(t *testing.T, b *box, s *Server, req QuiesceRequest) {
 // TestStandsInTheWay has what processlists show that no short test can bring about.
 func TestStandsInTheWay(t *testing.T) {
 	const backup, global = respaldo.LockBackup, respaldo.LockGlobal
+	maria := respaldo.Version{Flavor: respaldo.MariaDB, Major: 10, Minor: 11}
 	for _, c := range []struct {
 		p              row
 		active         bool
@@ -460,13 +461,13 @@ func TestStandsInTheWay(t *testing.T) {
 		if !c.active {
 			continue
 		}
-		if got := standsInTheWay(respaldo.MySQL, c.p, global); got != c.mysql {
+		if got := standsInTheWay(respaldo.Version{Flavor: respaldo.MySQL, Major: 8}, c.p, global); got != c.mysql {
 			t.Errorf("in the way on MySQL %t: %v", got, c.p)
 		}
-		if got := standsInTheWay(respaldo.MariaDB, c.p, global); got != c.mariadb {
+		if got := standsInTheWay(maria, c.p, global); got != c.mariadb {
 			t.Errorf("in the way on MariaDB %t: %v", got, c.p)
 		}
-		if standsInTheWay(respaldo.MariaDB, c.p, backup) {
+		if standsInTheWay(maria, c.p, backup) {
 			t.Errorf("in the way of BACKUP STAGE: %v", c.p)
 		}
 	}

@@ -24,7 +24,7 @@ type watchdog struct {
 	cancel context.CancelCauseFunc // of fn's context
 
 	once    sync.Once
-	isTaken chan struct{} // closed when the lock is granted (or refused)
+	isTaken chan struct{} // closed when the lock is granted
 	broken  chan error    // buffered: the loss of the connection
 	quit    chan struct{}
 	done    chan struct{}
@@ -81,9 +81,12 @@ func (w *watchdog) run(ctx context.Context) {
 			if taken == nil {
 				w.end(&respaldo.Error{Kind: respaldo.LockTimeout, What: fmt.Sprintf("the lock was given up after %s, before the snapshot was done", w.l.budget),
 					Hint: "give --max-lock more time"})
-			} else {
-				w.end(w.l.notGranted(nil))
+				return
 			}
+			// First of all writers are freed: to find out who was in the way takes time.
+			w.cancel(&respaldo.Error{Kind: respaldo.LockTimeout, What: fmt.Sprintf("the lock was not granted within %s", w.l.budget)})
+			err := w.kill()
+			w.fail(withCause(w.l.notGranted(nil), err))
 			return
 		}
 	}
@@ -94,11 +97,23 @@ func (w *watchdog) fail(reason error) {
 	w.cancel(reason)
 }
 
-// end frees the writers: it closes our end of the connection, which is enough for an idle
-// session, and has the server end it, which one that waits for its lock needs. It
-// insists until the session is gone.
+// end frees the writers and makes fn stop.
 func (w *watchdog) end(reason error) {
 	w.fail(reason)
+	w.reason = withCause(reason, w.kill())
+}
+
+func withCause(err, more error) error {
+	if more == nil {
+		return err
+	}
+	return errors.Join(err, more)
+}
+
+// kill frees the writers: it closes our end of the connection, which is enough for an idle
+// session, and has the server end it, which one that waits for its lock needs. It
+// insists until the session is gone.
+func (w *watchdog) kill() error {
 	w.l.raw.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), killPatience)
 	defer cancel()
@@ -109,12 +124,11 @@ func (w *watchdog) end(reason error) {
 			_, err = w.l.s.db.ExecContext(ctx, kill)
 		}
 		if errorNumber(err) == errNoSuchThread {
-			return
+			return nil
 		}
 		select {
 		case <-ctx.Done():
-			w.reason = errors.Join(reason, &respaldo.Error{Kind: respaldo.Leftovers, What: "the server did not confirm the end of our locking connection", Hint: "see SHOW PROCESSLIST; if it is still there: " + kill, Err: err})
-			return
+			return &respaldo.Error{Kind: respaldo.Leftovers, What: "the server did not confirm the end of our locking connection", Hint: "see SHOW PROCESSLIST; if it is still there: " + kill, Err: err}
 		case <-time.After(5 * time.Millisecond):
 		}
 	}

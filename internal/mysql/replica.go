@@ -222,7 +222,8 @@ func (i *Instance) Follow(ctx context.Context, s Source) error {
 		var holds int
 		err := conn.QueryRowContext(ctx, "SELECT GTID_SUBSET("+quoteText(m.Quiesced.Coordinates.GTIDSet)+", @@GLOBAL.gtid_executed)").Scan(&holds)
 		if err == nil && holds == 0 {
-			err = &respaldo.Error{Kind: respaldo.NotProved, What: "the copy does not hold the transactions that its coordinates name: " + m.Quiesced.Coordinates.GTIDSet}
+			err = &respaldo.Error{Kind: respaldo.NotProved, What: "the copy does not hold the transactions that its coordinates name: " + m.Quiesced.Coordinates.GTIDSet,
+				Hint: "do not use it as a replica: take another image, and see the origin's error log"}
 		}
 		if err != nil {
 			return err

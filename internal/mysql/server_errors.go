@@ -26,6 +26,7 @@ const (
 	errShutdown          = 1053
 	errParse             = 1064
 	errNoSuchThread      = 1094
+	errKillDenied        = 1095
 	errHostBlocked       = 1129
 	errHostNotPrivileged = 1130
 	errTableAccessDenied = 1142
@@ -35,10 +36,12 @@ const (
 	errTooManyUserConns  = 1226
 	errPrivilegeNeeded   = 1227
 	errQueryInterrupted  = 1317
+	errXAFailed          = 1401 // MySQL 8's word for "may not XA RECOVER"
 	errAccessNoPassword  = 1698
 	errPasswordExpired   = 1820
 	errLoginExpired      = 1862
 	errKilled            = 1927 // MariaDB: "Connection was killed"
+	errNoSuchQuery       = 1957 // MariaDB: of KILL QUERY ID
 )
 
 func errorNumber(err error) uint16 {

@@ -174,7 +174,18 @@ func mustBe(t *testing.T, err error, kind respaldo.Kind, words ...string) {
 	}
 }
 
-// waitFor polls a condition of a server until it holds.
+// shortDir is a directory whose path leaves room for a socket's name, unlike t.TempDir's.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "rsp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// waitFor polls a condition of a server or another process until it holds.
 func waitFor(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
@@ -245,6 +256,7 @@ func TestServer(t *testing.T) {
 				"CREATE TABLE d.t (id INT AUTO_INCREMENT PRIMARY KEY, v INT) ENGINE=InnoDB",
 				"CREATE TABLE d.other (id INT AUTO_INCREMENT PRIMARY KEY, v INT) ENGINE=InnoDB",
 				"INSERT INTO d.t (v) VALUES (1), (2), (3)")
+			t.Run("no lock", func(t *testing.T) { testNoLock(t, b) })
 			t.Run("connect", func(t *testing.T) { testConnect(t, b) })
 			t.Run("process", func(t *testing.T) { testProcess(t, b) })
 			t.Run("facts", func(t *testing.T) { testFacts(t, b) })
@@ -252,8 +264,11 @@ func TestServer(t *testing.T) {
 			t.Run("unflushed commits", func(t *testing.T) { testUnflushedCommits(t, b) })
 			t.Run("privileges", func(t *testing.T) { testPrivileges(t, b) })
 			t.Run("quiesce", func(t *testing.T) { testQuiesce(t, b) })
+			t.Run("kill blockers", func(t *testing.T) { testKillBlockers(t, b) })
+			t.Run("stall", func(t *testing.T) { testStall(t, b) })
 			t.Run("TLS", func(t *testing.T) { testTLS(t, b) })
 			t.Run("quiesce over TCP", func(t *testing.T) { testQuiesceTCP(t, b) })
+			t.Run("binlog scan", func(t *testing.T) { testBinlogScan(t, b) })
 			t.Run("binlog tail", func(t *testing.T) { testBinlogTail(t, b) })
 		})
 	}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 )
 
 // folderStorage is a repository in a folder, laid out as kopia's own "filesystem" storage
@@ -176,7 +177,7 @@ func (s *folderFiles) sync() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for path := range s.unsynced {
-		if err := syncPath(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := disk.Sync(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			// The kernel says so once and then calls the file clean.
 			s.lost = errors.Join(s.lost, err)
 		}
@@ -230,14 +231,6 @@ func (s *folderFiles) ReadDir(ctx context.Context, dir string) ([]os.FileInfo, e
 		infos = append(infos, info)
 	}
 	return infos, nil
-}
-
-func syncPath(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // refuseUsedFolder accepts a folder that is empty, does not exist, or is the root of a

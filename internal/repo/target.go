@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 	"github.com/respaldo-backup/respaldo/internal/target"
 )
 
@@ -167,28 +168,20 @@ func enoughRoom(parts []*part, sparse map[string]bool, working bool) error {
 	type volume struct{ need, free int64 }
 	volumes := map[uint64]*volume{}
 	for _, p := range parts {
-		info, err := p.root.Stat(".")
+		room, err := target.RoomOf(p.root)
 		if err != nil {
 			return p.explain(err)
 		}
-		var st unix.Statfs_t
-		if err := unix.Statfs(p.root.Name(), &st); err != nil {
-			return p.explain(err)
+		if room.Estimated && !working {
+			continue
 		}
-		if st.Type == unix.BTRFS_SUPER_MAGIC && !working {
-			continue // may compress; what it says is free is an estimate
-		}
-		device := info.Sys().(*syscall.Stat_t).Dev
-		v := volumes[device]
+		v := volumes[room.Device]
 		if v == nil {
-			v = &volume{free: int64(st.Bavail) * st.Bsize}
-			switch {
-			case working:
-				v.free -= int64(st.Blocks) / 20 * st.Bsize
-			case os.Geteuid() == 0:
-				v.free = int64(st.Bfree) * st.Bsize
+			v = &volume{free: room.Free}
+			if working {
+				v.free = room.Unreserved - room.Total/20
 			}
-			volumes[device] = v
+			volumes[room.Device] = v
 		}
 		v.free += p.frees
 		for _, f := range p.files {
@@ -271,14 +264,7 @@ func (p *part) ownDirectories(o *owners) error {
 // finish gives directories their owners, modes and times, brings everything to the disk,
 // and takes the mark away.
 func (p *part) finish(ctx context.Context, o *owners) error {
-	dir, err := p.root.Open(".")
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	// One syncfs writes everything at once; the fsyncs after it cost little, and report
-	// what older kernels do not report from syncfs.
-	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+	if err := target.Flush(p.root); err != nil {
 		return err
 	}
 	for _, f := range p.files {
@@ -301,9 +287,9 @@ func (p *part) finish(ctx context.Context, o *owners) error {
 		if err := p.root.Rename(p.clear[0], filepath.Base(p.target)); err != nil {
 			return err
 		}
-		return dir.Sync()
+		return p.sync(".")
 	}
-	if err := dir.Sync(); err != nil {
+	if err := p.sync("."); err != nil {
 		return err
 	}
 	if err := p.root.Remove(target.IncompleteMarker); err != nil {
@@ -312,25 +298,18 @@ func (p *part) finish(ctx context.Context, o *owners) error {
 	if err := o.directory(p.dirs[0]); err != nil {
 		return err
 	}
-	if err := dir.Sync(); err != nil {
+	if err := p.sync("."); err != nil {
 		return err
 	}
-	return syncPath(filepath.Dir(p.target))
+	return disk.Sync(filepath.Dir(p.target))
 }
 
+// sync passes over what Finish has removed.
 func (p *part) sync(name string) error {
-	if name == "" {
-		name = "."
-	}
-	// Reading is enough for fsync. What its owner may not even read, and what Finish has
-	// removed, syncfs has dealt with.
-	f, err := p.root.Open(name)
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
+	if err := target.Sync(p.root, name); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close())
+	return nil
 }
 
 func (p *part) explain(err error) error { return target.Explain(p.target, err) }

@@ -80,7 +80,7 @@ func (c *Client) greet(program string) error {
 		return err
 	}
 	if err := checkHello(frame{kind, content}); err != nil {
-		return &Failure{asError(err)}
+		return &Failure{err}
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"os"
 	"slices"
 	"sync"
@@ -366,15 +365,4 @@ func (c counted) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	c.bytes.Add(int64(n))
 	return n, err
-}
-
-var _ io.ReadWriter = counted{}
-
-// asError is an error of ours, whatever it was.
-func asError(err error) *respaldo.Error {
-	var ours *respaldo.Error
-	if errors.As(err, &ours) {
-		return ours
-	}
-	return &respaldo.Error{Kind: respaldo.KindOf(err), What: err.Error()}
 }

@@ -73,7 +73,7 @@ func (r *Receiver) Serve(ctx context.Context, in io.Reader, out io.Writer) error
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
-	if err != nil && ctx.Err() == nil {
+	if ctx.Err() == nil {
 		p.wire.say(frameFail, failureOf(err))
 	}
 	return err
@@ -134,6 +134,7 @@ func next(ctx context.Context, frames <-chan frame) (frame, error) {
 	}
 }
 
+// answer does what the sender asks for until its end, whose error is io.EOF.
 func (p *Peer) answer(ctx context.Context, frames <-chan frame) error {
 	first, err := next(ctx, frames)
 	if err != nil {
@@ -163,10 +164,11 @@ func (p *Peer) answer(ctx context.Context, frames <-chan frame) error {
 	}
 }
 
-func checkHello(f frame) error {
+func checkHello(f frame) *respaldo.Error {
 	var other hello
 	if f.kind != frameHello || json.Unmarshal(f.content, &other) != nil {
-		return &respaldo.Error{Kind: respaldo.Failed, What: "the other side does not speak respaldo's protocol"}
+		return &respaldo.Error{Kind: respaldo.Failed, What: "the other side does not speak respaldo's protocol",
+			Hint: "does --remote-program name respaldo? Nothing may print to a login without a terminal there (see its shell's profile)"}
 	}
 	if other.Protocol != Protocol {
 		return &respaldo.Error{Kind: respaldo.Refused, What: fmt.Sprintf("respaldo %s speaks protocol %d, and this one %d", other.Program, other.Protocol, Protocol),

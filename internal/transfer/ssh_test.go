@@ -165,12 +165,14 @@ func TestReceiversEndWithTheSender(t *testing.T) {
 	if _, err := Send(ctx, r); !errors.Is(err, interrupted) {
 		t.Errorf("the interrupted sender: %v", err)
 	}
-	end := time.Now().Add(30 * time.Second)
+	end, tick := time.After(30*time.Second), time.NewTicker(20*time.Millisecond)
+	defer tick.Stop()
 	for left := receivers(carried.Program); len(left) > 0; left = receivers(carried.Program) {
-		if time.Now().After(end) {
+		select {
+		case <-tick.C:
+		case <-end:
 			t.Fatalf("receivers are left: %v", left)
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 }
 

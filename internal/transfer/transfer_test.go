@@ -305,7 +305,7 @@ func TestFlippedBitIsNoticed(t *testing.T) {
 			t.Errorf("bit of byte %d: %v", at, err)
 			continue
 		}
-		if once.Load() && sent.Retries == 0 {
+		if !once.Load() || sent.Retries == 0 {
 			t.Errorf("the flipped bit of byte %d was not noticed", at)
 		}
 		sameTree(t, from, to)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 	"github.com/respaldo-backup/respaldo/internal/target"
 )
 
@@ -199,7 +200,7 @@ func (t *tree) takeOver() error {
 
 func (t *tree) share() error {
 	if err := unix.Flock(int(t.lock.Fd()), unix.LOCK_SH|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		return &respaldo.Error{Kind: respaldo.Busy, What: "another respaldo is writing into " + t.Targets[t.Main]}
+		return &respaldo.Error{Kind: respaldo.Busy, What: "another respaldo is writing into " + t.Targets[t.Main], Hint: "wait for it"}
 	}
 	return nil
 }
@@ -248,11 +249,11 @@ func (t *tree) markIncomplete(name string) error {
 		if err := root.WriteFile(target.IncompleteMarker, t.mark(), 0o600); err != nil {
 			return err
 		}
-		if err := syncIn(root, target.IncompleteMarker); err != nil {
+		if err := target.Sync(root, target.IncompleteMarker); err != nil {
 			return err
 		}
 	}
-	return errors.Join(syncIn(root, "."), syncPath(filepath.Dir(t.Targets[name])))
+	return errors.Join(target.Sync(root, "."), disk.Sync(filepath.Dir(t.Targets[name])))
 }
 
 func (t *tree) close() {

@@ -6,13 +6,11 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/respaldo-backup/respaldo/internal/disk"
 	"github.com/respaldo-backup/respaldo/internal/target"
 )
 
@@ -29,7 +27,7 @@ func (t *tree) finish(ctx context.Context, last func() error) error {
 		}
 	}
 	for name, root := range t.roots {
-		if err := t.settle(ctx, name, root); err != nil {
+		if err := settle(ctx, root); err != nil {
 			return t.explain(name, err)
 		}
 	}
@@ -64,15 +62,9 @@ func (t *tree) own(e Entry) error {
 	return root.Chtimes(name, at, at)
 }
 
-// settle brings a target to the disk. One syncfs writes everything at once; the fsyncs after
-// it cost little, and report what older kernels do not report from syncfs.
-func (t *tree) settle(ctx context.Context, name string, root *os.Root) error {
-	dir, err := root.Open(".")
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+// settle brings a target to the disk.
+func settle(ctx context.Context, root *os.Root) error {
+	if err := target.Flush(root); err != nil {
 		return err
 	}
 	return fs.WalkDir(root.FS(), ".", func(at string, d fs.DirEntry, err error) error {
@@ -82,7 +74,7 @@ func (t *tree) settle(ctx context.Context, name string, root *os.Root) error {
 		case err != nil:
 			return err
 		case d.Type().IsRegular(), d.IsDir():
-			return syncIn(root, at)
+			return target.Sync(root, at)
 		}
 		return nil
 	})
@@ -100,23 +92,5 @@ func (t *tree) unmark(name string) error {
 	if err := root.Chtimes(".", before.ModTime(), before.ModTime()); err != nil {
 		return err
 	}
-	return errors.Join(syncIn(root, "."), syncPath(filepath.Dir(dir)))
-}
-
-func syncIn(root *os.Root, name string) error {
-	f, err := root.Open(path.Clean(name))
-	if errors.Is(err, fs.ErrPermission) {
-		return nil // what its owner may not even read, syncfs has dealt with
-	} else if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
-func syncPath(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(target.Sync(root, "."), disk.Sync(filepath.Dir(dir)))
 }

@@ -104,25 +104,17 @@ func (t *tree) enoughRoom(frees map[string]int64) error {
 	found := map[uint64]*filesystem{}
 	of := map[string]*filesystem{}
 	for name, root := range t.roots {
-		info, err := root.Stat(".")
-		var st unix.Statfs_t
-		if err == nil {
-			err = unix.Statfs(root.Name(), &st)
-		}
+		room, err := target.RoomOf(root)
 		if err != nil {
 			return t.explain(name, err)
 		}
-		if st.Type == unix.BTRFS_SUPER_MAGIC {
-			continue // may compress; what it says is free is an estimate
+		if room.Estimated {
+			continue
 		}
-		device := info.Sys().(*syscall.Stat_t).Dev
-		if found[device] == nil {
-			found[device] = &filesystem{free: int64(st.Bavail) * st.Bsize}
-			if os.Geteuid() == 0 {
-				found[device].free = int64(st.Bfree) * st.Bsize
-			}
+		if found[room.Device] == nil {
+			found[room.Device] = &filesystem{free: room.Free}
 		}
-		of[name] = found[device]
+		of[name] = found[room.Device]
 		of[name].free += frees[name]
 	}
 	for _, e := range t.entries {

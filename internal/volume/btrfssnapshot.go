@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 )
 
 // infoFormat is the number of NAME.json; a newer one is still ours, but not read.
@@ -23,30 +24,13 @@ type btrfsInfo struct {
 	respaldo.Snapshot
 }
 
-// writeInfo puts NAME.json beside the snapshot to be: temp, fsync, rename, fsync.
+// writeInfo puts NAME.json beside the snapshot to be.
 func writeInfo(folder *os.File, d respaldo.Snapshot) error {
 	text, err := json.MarshalIndent(btrfsInfo{infoFormat, d}, "", "  ")
 	if err != nil {
 		return err
 	}
-	name := under(folder, d.Name+".json")
-	f, err := os.OpenFile(under(folder, "."+d.Name+".tmp"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(text, '\n'))
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return err
-	}
-	return folder.Sync()
+	return disk.Replace(under(folder, d.Name+".json"), append(text, '\n'), 0o600)
 }
 
 // btrfsSnapshotsOn lists what says that it is ours, with or without a subvolume beside it.

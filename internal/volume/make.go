@@ -15,9 +15,9 @@ import (
 	"github.com/respaldo-backup/respaldo/internal/run"
 )
 
-// TagMade marks what was made for a server's data, beside TagMade=SERVER on a group that
+// tagMade marks what was made for a server's data, beside tagMade=SERVER on a group that
 // was made with it. It is not Tag: that one says what cleanup may remove.
-const TagMade = "respaldo.prepared"
+const tagMade = "respaldo.prepared"
 
 // MakeRequest says what volume is wanted for a server's data. Empty fields are chosen.
 type MakeRequest struct {
@@ -208,7 +208,7 @@ func createSubvolume(top *os.File, name string) error {
 
 func (s *System) lvmTasks(m Making) []Task {
 	var tasks []Task
-	tag := TagMade + "=" + escapeTag(m.Server)
+	tag := tagMade + "=" + escapeTag(m.Server)
 	if m.NewGroup {
 		tasks = append(tasks,
 			Task{Name: "pv", Says: "let LVM use the whole of " + m.Device, Argv: s.lvmArgv([]string{"pvcreate", "--yes", m.Device}),

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/disk"
 )
 
 func (v *btrfsVolume) planRollback(ctx context.Context, snap Snapshot, r *Rollback) error {
@@ -72,7 +73,7 @@ func (s *System) swapBtrfs(ctx context.Context, r *Rollback, o SwitchOptions) er
 			return fail(err)
 		}
 		o.step("state.kept")
-		if err := unix.Renameat2(unix.AT_FDCWD, place, unix.AT_FDCWD, aside, unix.RENAME_EXCHANGE); err != nil {
+		if err := disk.Exchange(place, aside); err != nil {
 			return fail(err)
 		}
 		o.step("exchanged")

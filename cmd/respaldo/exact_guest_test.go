@@ -1,0 +1,407 @@
+//go:build guest
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/respaldo-backup/respaldo"
+	"github.com/respaldo-backup/respaldo/internal/backup"
+	"github.com/respaldo-backup/respaldo/lab/guest"
+)
+
+// outcomes of the request for an image
+const (
+	imageExact   = "exact"
+	imageRefused = "refused"
+	imageMarked  = "marked"
+	imageWrong   = "wrong"
+)
+
+// exactCase is a stand, and what is asked for on it.
+type exactCase struct {
+	volume, server string
+	rounds         []exactRound
+}
+
+type exactRound struct {
+	lock, profile string
+	images        []string // how each is taken: "snapshot" or "backup", which proves it
+	shifted       bool     // the last of them with other coordinates, too
+}
+
+// TestExact takes images while the origin is written to, restores each, rolls it forward
+// from its coordinates by the origin's binlogs, and compares it with the origin. Each is the
+// origin then, or was refused, or marked as not exact: never silently wrong. All volumes,
+// locks and profiles come when soaking, for the server that the lab names.
+func TestExact(t *testing.T) {
+	cases := []exactCase{
+		{"thin-ext4", "mariadb-10.11", []exactRound{{"auto", "ddl", []string{"snapshot"}, true}}},
+		{"btrfs", "mysql-5.6", []exactRound{{"auto", "ddl", []string{"snapshot"}, false}}},
+	}
+	if soak {
+		cases = exactSoak(os.Getenv("LAB_SERVER"))
+	}
+	for _, c := range cases {
+		t.Run(c.volume+" "+c.server, func(t *testing.T) {
+			e := newExact(t, c.volume, c.server)
+			for _, r := range c.rounds {
+				t.Run(r.lock+" "+r.profile, func(t *testing.T) {
+					e.t = t
+					e.round(t, r)
+				})
+			}
+			e.t = t
+			e.before.NothingLeft(t)
+		})
+	}
+}
+
+// exactSoak is the whole product of one server.
+func exactSoak(server string) (cases []exactCase) {
+	for _, volume := range []string{"thick-ext4", "thin-xfs", "btrfs"} {
+		c := exactCase{volume: volume, server: server}
+		for _, p := range exactProfiles {
+			for _, lock := range []string{"auto", "none", "backup", "global"} {
+				c.rounds = append(c.rounds, exactRound{lock, p.name, []string{"backup", "snapshot"}, lock == "global" && p.name == "all"})
+			}
+		}
+		cases = append(cases, c)
+	}
+	return cases
+}
+
+// exact is a stand with the tables of the load, and room for restored images.
+type exact struct {
+	*stand
+	folder string // on another disk
+	rounds int
+	images int
+}
+
+func newExact(t *testing.T, volume, server string) *exact {
+	t.Helper()
+	e := &exact{folder: "/srv/images", stand: newStand(t, volume, server, standOptions{})}
+	exactSchema(t, e.server)
+	other := 1
+	if volume == "btrfs" {
+		other = 0
+	}
+	guest.NewFolder(t, other, e.folder)
+	e.before = guest.Look(t)
+	return e
+}
+
+// exactImage is one that was asked for.
+type exactImage struct {
+	outcome string
+	reason  string
+	backup  bool
+	ref     string // what respaldo restore wants
+	taken   respaldo.Quiesced
+}
+
+// round takes images under load and says what became of them.
+func (e *exact) round(t *testing.T, r exactRound) {
+	t.Helper()
+	e.rounds++
+	profile := exactProfiles[slices.IndexFunc(exactProfiles, func(p exactProfile) bool { return p.name == r.profile })]
+	load := startExactLoad(t, e.server, profile, e.rounds)
+	load.Moves(t, 5)
+	var images []exactImage
+	for _, how := range r.images {
+		images = append(images, e.take(how, r.lock, load))
+		load.Resume()
+		load.Moves(t, 3)
+	}
+	if err := load.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("steps of the writers: %v", load.done)
+	result := guest.Exactness{Server: e.server.Name, Volume: e.volume.Kind, Lock: r.lock, Profile: r.profile}
+	origin, err := contentsOf(e.server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, img := range images {
+		if img.outcome == "" {
+			e.judge(&img, origin)
+		}
+		if r.shifted && i == len(images)-1 && img.outcome == imageExact {
+			e.shifted(&img, origin)
+		}
+		img.count(&result)
+		if r.lock == string(respaldo.LockAuto) && img.outcome != imageExact {
+			t.Errorf("auto is to find a way that is exact: %s: %s", img.outcome, img.reason)
+		}
+		if img.ref != "" && !img.backup {
+			e.ok("snapshot", "remove", img.ref)
+		}
+	}
+	line, err := json.Marshal(result)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Printf("LAB-EXACT %s\n", line)
+	e.tidy()
+}
+
+// tidy removes what the load has made beside its own tables, and the binlogs: the next
+// round is to take no longer than this one.
+func (e *exact) tidy() {
+	e.t.Helper()
+	var statements []string
+	list := func(query, statement string) {
+		err := each(e.server.DB, query, func(row []string) error {
+			statements = append(statements, statement+row[0])
+			return nil
+		})
+		if err != nil {
+			e.t.Fatal(err)
+		}
+	}
+	list("SELECT SCHEMA_NAME FROM information_schema.SCHEMATA WHERE SCHEMA_NAME LIKE 'dba%' OR SCHEMA_NAME LIKE 'admin%'", "DROP DATABASE ")
+	list("SELECT CONCAT('\\'', user, '\\'@\\'', host, '\\'') FROM mysql.user WHERE user LIKE 'admin%'", "DROP USER ")
+	e.server.Exec(e.t, append(statements, "FLUSH BINARY LOGS")...)
+	binlogs, err := binlogsFrom(e.server, "")
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.server.Exec(e.t, "PURGE BINARY LOGS TO '"+filepath.Base(binlogs[len(binlogs)-1])+"'")
+}
+
+// count adds an image to the result.
+func (img exactImage) count(r *guest.Exactness) {
+	one := guest.Exactness{Images: 1, Tries: max(img.taken.Tries, 1)}
+	switch img.outcome {
+	case imageExact:
+		one.Exact++
+	case imageRefused:
+		one.Refused++
+	case imageMarked:
+		one.Marked++
+	default:
+		one.Wrong++
+	}
+	if img.taken.Mode != "" {
+		one.Modes = map[string]int{string(img.taken.Mode): 1}
+	}
+	r.Add(one)
+	if img.reason != "" && !slices.Contains(r.Reasons, img.reason) {
+		r.Reasons = append(r.Reasons, img.reason)
+	}
+}
+
+// take asks for an image as a user does. The writers pause when the snapshot is there.
+func (e *exact) take(how, lock string, load *exactLoad) (img exactImage) {
+	e.t.Helper()
+	args := []string{"snapshot", "create"}
+	if img.backup = how == "backup"; img.backup {
+		args = []string{"backup"}
+	}
+	cmd := e.command(append(args, "--lock="+lock, "--json")...)
+	var out bytes.Buffer
+	said := &pausing{load: load}
+	cmd.Stdout, cmd.Stderr = &out, said
+	start := time.Now()
+	err := cmd.Run()
+	if _, exited := err.(*exec.ExitError); err != nil && !exited {
+		e.t.Fatal(err)
+	}
+	o := outcome{stdout: out.String(), stderr: said.text.String(), code: cmd.ProcessState.ExitCode()}
+	e.t.Logf("respaldo %v --lock=%s: exit code %d after %s", args, lock, o.code, time.Since(start).Round(time.Millisecond))
+	switch respaldo.Kind(o.code) {
+	case 0:
+		var made backup.Made
+		var kept backup.KeptSnapshot
+		if err := errors.Join(json.Unmarshal([]byte(o.stdout), &made), json.Unmarshal([]byte(o.stdout), &kept)); err != nil {
+			e.t.Fatalf("no JSON: %v\n%s", err, o.stdout)
+		}
+		if img.backup {
+			img.ref, img.taken = made.Backup.ID, made.Backup.Manifest.Quiesced
+		} else {
+			img.ref, img.taken = kept.Snapshot.Name, kept.Manifest.Quiesced
+		}
+		if img.taken.Coordinates.File == "" {
+			e.t.Errorf("an image without coordinates: %+v", img.taken)
+		}
+	case respaldo.Refused, respaldo.LockTimeout:
+		img.outcome, img.reason = imageRefused, e.reason(o)
+	case respaldo.NotProved:
+		img.outcome, img.reason = imageMarked, e.reason(o)
+		if !strings.Contains(o.stderr, "not exact") {
+			e.t.Errorf("it is not proved, and yet may be exact:\n%s", o.stderr)
+		}
+	default:
+		img.outcome, img.reason = imageWrong, e.reason(o)
+		e.t.Errorf("exit code %d\n%s", o.code, o.stderr)
+	}
+	return img
+}
+
+// pausing is what respaldo says; when that is that it has a snapshot, the writers pause.
+type pausing struct {
+	load *exactLoad
+	text bytes.Buffer
+}
+
+func (p *pausing) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte("msg=snapshot ")) {
+		p.load.Pause()
+	}
+	return p.text.Write(b)
+}
+
+// reason is why there is no image.
+func (e *exact) reason(o outcome) string {
+	e.t.Helper()
+	var doc errorDocument
+	if err := json.Unmarshal([]byte(o.stdout), &doc); err != nil {
+		e.t.Errorf("no JSON: %v\n%s", err, o.stdout)
+	}
+	return doc.Error.Message
+}
+
+// judge finds out whether an image is exact. One that is not is kept, and so is one that
+// cannot be restored or does not start.
+func (e *exact) judge(img *exactImage, origin map[string]string) {
+	e.t.Helper()
+	img.outcome = imageWrong
+	problems := []string{"it cannot be restored and started"} // if nothing is said instead
+	defer func() {
+		if img.outcome != imageExact {
+			img.reason = problems[0]
+			text := fmt.Sprintf("%s\nimage %s, taken with %+v\n", strings.Join(problems, "\n"), img.ref, img.taken)
+			e.t.Errorf("silently wrong: the image is not the origin at its coordinates; it is kept in %s\n%s", e.keep(img, text), text)
+		}
+	}()
+	if problems = e.rolledForward(img, origin, img.taken.Coordinates.Position); len(problems) == 0 {
+		img.outcome = imageExact
+	}
+}
+
+// rolledForward restores an image, rolls it forward from the position, and says how it
+// differs from the origin then. The origin is at rest.
+func (e *exact) rolledForward(img *exactImage, origin map[string]string, from uint64) (problems []string) {
+	e.t.Helper()
+	e.images++
+	to := filepath.Join(e.folder, fmt.Sprint("image-", e.images))
+	defer os.RemoveAll(to)
+	s := e.started(img.ref, to)
+	defer s.Kill()
+	at := img.taken.Coordinates
+	at.Position = from
+	fails := func(err error) []string { return append(problems, err.Error()) }
+	recovered, err := gtidSet(s)
+	if err != nil {
+		return fails(err)
+	}
+	for _, q := range []string{"SET GLOBAL sync_binlog = 0", "SET GLOBAL innodb_flush_log_at_trx_commit = 0"} { // nothing else is to crash
+		if _, err := s.DB.Exec(q); err != nil {
+			return fails(err)
+		}
+	}
+	binlogs, err := binlogsFrom(e.server, at.File)
+	var gtids []string
+	if err == nil {
+		gtids, err = rollForward(s, binlogs, at.Position)
+	}
+	if err != nil {
+		problems = append(problems, err.Error())
+	}
+	differ, err := gtidProblems(e.server, s, at, recovered, gtids)
+	if problems = append(problems, differ...); err != nil {
+		return fails(err)
+	}
+	now, err := contentsOf(s)
+	if problems = append(problems, differences(origin, now)...); err != nil {
+		return fails(err)
+	}
+	e.t.Logf("%s at %s (%s) rolled forward by %d groups: %d tables and definitions, %d problems", img.ref, at, img.taken.Mode, len(gtids), len(now), len(problems))
+	return problems
+}
+
+// started restores an image and starts a server on it with what the restore says.
+func (e *exact) started(ref, to string) *guest.Server {
+	e.t.Helper()
+	var done backup.Restored
+	e.into(&done, "restore", ref, "--to", to)
+	args := []string{"--skip-log-bin"}
+	for _, line := range done.Options {
+		if !strings.HasPrefix(line, "datadir=") {
+			args = append(args, "--"+line)
+		}
+	}
+	return guest.StartServer(e.t, guest.ServerSpec{Name: e.server.Name, DataDir: to, Args: args})
+}
+
+// keep copies an image as it was restored, the origin's binlogs, and what both servers said
+// to where the guest's console is, and returns that folder as it is called outside.
+func (e *exact) keep(img *exactImage, problems string) string {
+	e.t.Helper()
+	dir := filepath.Join("/out", "wrong-"+img.ref)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		e.t.Fatal(err)
+	}
+	e.write(filepath.Join(dir, "problems"), 0o644, problems)
+	e.ok("restore", img.ref, "--to", filepath.Join(e.folder, "kept"))
+	defer os.RemoveAll(filepath.Join(e.folder, "kept"))
+	guest.Run(e.t, "cp", "-r", "--sparse=always", filepath.Join(e.folder, "kept"), filepath.Join(dir, "image"))
+	binlogs, _ := filepath.Glob(filepath.Join(e.server.DataDir, "binlog.*"))
+	logs, _ := filepath.Glob("/run/mysqld/*.err")
+	guest.Run(e.t, "cp", append(append(binlogs, logs...), dir)...)
+	return outside(dir)
+}
+
+// outside is what a path below /out is called on the host.
+func outside(path string) string {
+	text, _ := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 3 && f[1] == "/out" {
+			for option := range strings.SplitSeq(f[3], ",") {
+				if strings.Contains(option, "/") {
+					return "/" + strings.TrimLeft(option, "/") + strings.TrimPrefix(path, "/out")
+				}
+			}
+		}
+	}
+	return path + " of the guest"
+}
+
+// shifted proves that the comparison can fail: with coordinates that are one group too
+// late, or too early, an image is not taken for exact.
+func (e *exact) shifted(img *exactImage, origin map[string]string) {
+	e.t.Helper()
+	at := img.taken.Coordinates
+	binlogs, err := binlogsFrom(e.server, at.File)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	starts, err := groupStarts(e.server, binlogs[0])
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	here, _ := slices.BinarySearch(starts, int(at.Position)) // not to the byte: what is no group may come between
+	if here < 1 || here+1 >= len(starts) {
+		e.t.Fatalf("no groups before and after %s: %v", at, starts)
+	}
+	shifts := []int{starts[here+1]}
+	if soak {
+		shifts = append(shifts, starts[here-1])
+	}
+	for _, wrong := range shifts {
+		if problems := e.rolledForward(img, origin, uint64(wrong)); len(problems) == 0 {
+			e.t.Errorf("from %d on, not %d, it would be taken for exact", wrong, at.Position)
+		}
+	}
+}
