@@ -83,6 +83,13 @@ func (s *Server) Facts(ctx context.Context) (*Facts, error) {
 		return nil, s.explain(err, "reading the server's variables")
 	}
 	f := &Facts{Version: s.version, Variables: readVariables(vars), account: s.account}
+	if f.Variables["gtid_executed"] != "" { // SHOW cuts values at 1024 characters
+		full, err := queryRows(ctx, s.db, "SELECT @@GLOBAL.gtid_executed AS gtid")
+		if err != nil {
+			return nil, s.explain(err, "reading the server's GTIDs")
+		}
+		f.Variables["gtid_executed"] = oneLine(full[0]["gtid"])
+	}
 	f.Vendor = vendorOf(s.version, s.comment)
 	if f.Process, err = s.findProcess(ctx, f.Variables); err != nil {
 		return nil, err
@@ -264,8 +271,8 @@ func (f *Facts) remark() {
 		f.Warnings = append(f.Warnings, "the data directory cannot be read by us: symbolic links in it would go unnoticed")
 	}
 	if f.Replica && f.Version.Flavor == respaldo.MySQL && !f.On("gtid_mode") &&
-		numberOf(f.Variables, "replica_parallel_workers", "slave_parallel_workers") > 1 && !f.On("replica_preserve_commit_order") && !f.On("slave_preserve_commit_order") {
-		f.Warnings = append(f.Warnings, "the replica applies in parallel, out of order and without GTIDs: its position in the source's binlog is a low-water mark, after which some transactions are in the backup already; set replica_preserve_commit_order=ON")
+		numberOf(f.Variables, "replica_parallel_workers", "slave_parallel_workers") > 1 {
+		f.Warnings = append(f.Warnings, "the replica applies in parallel and without GTIDs: its position in the source's binlog is a low-water mark, after which some transactions are in the backup already; set gtid_mode=ON, or stop its SQL thread for the backup")
 	}
 	if c := f.doublewrite(); !c.OK {
 		f.Warnings = append(f.Warnings, c.Why+": a page that is being written while the snapshot is taken may be torn in it, above all on Btrfs, and no lock prevents that")

@@ -325,7 +325,7 @@ func TestParallelReplicaOutOfOrderIsWarnedOf(t *testing.T) {
 		{respaldo.MySQL, "replica_parallel_workers=4 replica_preserve_commit_order=OFF gtid_mode=OFF", true},
 		{respaldo.MySQL, "slave_parallel_workers=2 gtid_mode=OFF", true},
 		{respaldo.MySQL, "replica_parallel_workers=1 replica_preserve_commit_order=OFF gtid_mode=OFF", false},
-		{respaldo.MySQL, "replica_parallel_workers=4 replica_preserve_commit_order=ON gtid_mode=OFF", false},
+		{respaldo.MySQL, "replica_parallel_workers=4 replica_preserve_commit_order=ON gtid_mode=OFF", true},
 		{respaldo.MySQL, "replica_parallel_workers=4 replica_preserve_commit_order=OFF gtid_mode=ON", false},
 		{respaldo.MariaDB, "slave_parallel_workers=4 slave_parallel_mode=optimistic", false},
 	} {

@@ -26,7 +26,7 @@ func CoordinatesOf(ctx context.Context, m respaldo.Manifest, dirs map[string]str
 	at, err := coordinatesOf(ctx, m, dirs)
 	if err != nil && respaldo.KindOf(err) == respaldo.Failed && ctx.Err() == nil {
 		err = &respaldo.Error{Kind: respaldo.Failed, What: "cannot read the coordinates in the image's binlogs",
-			Hint: "give --lock backup or --lock global: the server says them under a lock", Err: err}
+			Hint: "give --lock=global: the server says them under a lock", Err: err}
 	}
 	return at, err
 }
@@ -50,7 +50,7 @@ func coordinatesOf(ctx context.Context, m respaldo.Manifest, dirs map[string]str
 	case name == "":
 		return at, errors.New("it has none, although the server was writing one")
 	case end.Encrypted:
-		return at, refused("the image's binlog "+name+" is encrypted: the coordinates cannot be read in it", "give --lock backup or --lock global: the server says them under a lock")
+		return at, refused("the image's binlog "+name+" is encrypted: the coordinates cannot be read in it", "give --lock=global: the server says them under a lock")
 	}
 	at.File, at.Position = name, uint64(end.End)
 	// What a MySQL server has executed and never had in a binlog of its own (gtid_purged as

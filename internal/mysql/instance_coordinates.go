@@ -29,7 +29,7 @@ func (i *Instance) Coordinates(ctx context.Context) (respaldo.Coordinates, error
 			return at, i.asking("its position as a replica", err)
 		}
 		for n, u := range at.Upstream {
-			if u.GTIDSet != "" { // it is committed with the data; a position need not be (relay-log.info), or is a low-water mark
+			if u.GTIDSet != "" && (m.Version.Flavor == respaldo.MariaDB || gtidOn(m)) { // it is committed with the data; a position need not be (relay-log.info), or is a low-water mark
 				at.Upstream[n].File, at.Upstream[n].Position = "", 0
 			}
 		}

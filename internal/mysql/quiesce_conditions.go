@@ -38,7 +38,7 @@ func (f *Facts) Conditions() []Condition {
 	found = append(found, f.doublewrite(), f.noPreparedXA())
 	if f.Replica {
 		why := replicaNeedsLock(f)
-		found = append(found, Condition{"replica's position is exact", why == "", firstOf(why, "it is recovered with the data, or the applier stopped for the instant")})
+		found = append(found, Condition{"replica's position is exact", why == "", firstOf(why, "it is recovered with the data")})
 	}
 	return found
 }

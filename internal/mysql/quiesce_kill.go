@@ -149,8 +149,10 @@ func (s *Server) writerLooks() []writerLook {
 	looks := []writerLook{{"SELECT 1 AS yes FROM information_schema.INNODB_TRX WHERE trx_mysql_thread_id = %d AND trx_rows_modified > 0",
 		"its transaction has changed rows"}}
 	if s.version.AtLeast(respaldo.MySQL, 5, 7, 2) {
-		looks = append(looks, writerLook{`SELECT 1 AS yes FROM performance_schema.events_statements_current e JOIN performance_schema.threads t ON t.THREAD_ID = e.THREAD_ID
-			WHERE t.PROCESSLIST_ID = %d AND e.END_EVENT_ID IS NULL AND e.NESTING_EVENT_LEVEL > 0`, "it is part of a stored program"})
+		// The performance schema may be off, or not look at statements: then nobody knows.
+		looks = append(looks, writerLook{`SELECT 1 AS yes FROM DUAL WHERE (SELECT MAX(e.NESTING_EVENT_LEVEL) FROM performance_schema.events_statements_current e
+			JOIN performance_schema.threads t ON t.THREAD_ID = e.THREAD_ID WHERE t.PROCESSLIST_ID = %d AND e.END_EVENT_ID IS NULL) = 0 IS NOT TRUE`,
+			"it is part of a stored program, or the performance schema does not say"})
 	}
 	if s.version.AtLeast(respaldo.MySQL, 8, 0, 0) {
 		looks = append(looks, writerLook{`SELECT 1 AS yes FROM performance_schema.metadata_locks m JOIN performance_schema.threads t ON t.THREAD_ID = m.OWNER_THREAD_ID

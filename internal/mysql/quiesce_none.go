@@ -64,6 +64,7 @@ type fileStamp struct {
 var (
 	alwaysWatched = regexp.MustCompile(`^(com_reset|com_xa_(prepare|commit|rollback))$`)
 	ddlCounters   = regexp.MustCompile(`^com_((alter|create|drop|rename|install|uninstall|grant|revoke|import)(_.*)?|truncate|optimize|repair|analyze|set_password|clone)$`)
+	resetCounter  = regexp.MustCompile(`^com_reset$`)
 	temporary     = regexp.MustCompile(`_temporary_`)
 	// The last of them counts each write to one of the server's own tables: a table of a
 	// user's in Aria rules an image without a lock out.
@@ -74,10 +75,16 @@ var (
 // text that is all comment included, must not cross. Of a CALL or an EXECUTE the list shows
 // the statement inside, while that runs. SET also sets passwords.
 var (
-	harmless = regexp.MustCompile(`(?is)^(\s|\(|/\*.*?\*/)*(select|insert|update|delete|replace|with|values|begin|start\s+transaction|commit|rollback|savepoint|release|set|show|desc|describe|explain|use|do|call|execute|prepare|deallocate|load\s+data|lock|unlock|flush|kill|handler|checksum|check|help|purge|backup|binlog|xa\s+(start|begin|end|recover))\b`)
-	onOwn    = regexp.MustCompile(`(?is)^(\s|/\*.*?\*/)*(grant|revoke|install|uninstall|analyze|(alter|create|drop|rename)\s+(or\s+replace\s+)?(user|role|server))\b`)
-	harmful  = regexp.MustCompile(`(?is)^(\s|/\*.*?\*/)*(set\s+(password|default)|reset|xa\s+(prepare|commit|rollback))\b`)
+	harmless = regexp.MustCompile(`(?is)^(\s|\(|` + comment + `)*(select|insert|update|delete|replace|with|values|begin|start\s+transaction|commit|rollback|savepoint|release|set|show|desc|describe|explain|use|do|call|execute|prepare|deallocate|load\s+data|lock|unlock|flush|kill|handler|checksum|check|help|purge|backup|binlog|xa\s+(start|begin|end|recover))\b`)
+	onOwn    = regexp.MustCompile(`(?is)^(\s|/\*M?!\d*|` + comment + `)*(grant|revoke|install|uninstall|analyze|set\s+statement|(alter|create|drop|rename)\s+(or\s+replace\s+)?(user|role|server))\b`)
+	harmful  = regexp.MustCompile(`(?is)^(\s|/\*M?!\d*|` + comment + `)*(set\s+(password|default)|reset|xa\s+(prepare|commit|rollback))\b`)
+	// MariaDB's SET STATEMENT … FOR may stand before anything.
+	wraps = regexp.MustCompile(`(?is)^(\s|/\*M?!\d*|` + comment + `)*set\s+statement\b`)
 )
+
+// comment is one that is none of a statement's: what stands in /*! and /*M! is executed. It
+// matches one comment only, never on to the end of a later one.
+const comment = `/\*(?:[^!*M]|M[^!*]|\*+[^*/])(?:[^*]|\*+[^*/])*\*+/|--[ \t][^\n]*\n|#[^\n]*\n`
 
 // settled is how long ago a file must have been written to be told from one that is written
 // right now: longer than a tick of the filesystem's clock.
@@ -107,6 +114,9 @@ func (w *watch) begin(ctx context.Context, until time.Time) (err error) {
 		}
 		time.Sleep(pause)
 		pause = min(2*pause, 50*time.Millisecond)
+	}
+	if moved(w.f.counters, w.seen.counters, resetCounter) != "" {
+		return crossed("the binlogs may have been reset since the server was looked at")
 	}
 	now := *w.f
 	if moved(w.f.counters, w.seen.counters, ddlCounters) != "" {
@@ -229,7 +239,7 @@ func (w *watch) running(ctx context.Context) (string, error) {
 
 // mustNotCross judges a running statement; without ddl that is kept out by a lock.
 func mustNotCross(statement string, ddl bool) bool {
-	return statement != "" && (harmful.MatchString(statement) || ddl && !harmless.MatchString(statement))
+	return statement != "" && (harmful.MatchString(statement) || ddl && (!harmless.MatchString(statement) || wraps.MatchString(statement)))
 }
 
 // statementCounters counts the statements of all sessions since the server's start.
