@@ -13,6 +13,7 @@ import (
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
+	"github.com/respaldo-backup/respaldo/internal/volume"
 )
 
 const (
@@ -80,6 +81,9 @@ func (t *tries) again(ctx context.Context, op *operation, o *Outlook, q respaldo
 		return err
 	case errors.Is(err, mysql.ErrCrossed):
 		return t.retake(op, o, err)
+	case errors.Is(err, volume.ErrSuspendedAgain):
+		op.Report.Warn(fmt.Sprintf("try %d: %v; taken again", t.made, err))
+		return nil
 	case respaldo.KindOf(err) != respaldo.LockTimeout || q.WaitedSeconds == 0: // it was never asked for: patience is used up
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
+	"github.com/respaldo-backup/respaldo/internal/volume"
 )
 
 // warned remembers what a person is told.
@@ -41,6 +42,7 @@ func TestWhatIsTriedAgain(t *testing.T) {
 		"no calm moment":                {"", []failure{{respaldo.Quiesced{}, timeout}}, 1, respaldo.LockNone, ""},
 		"another error":                 {"", []failure{{held, &respaldo.Error{Kind: respaldo.SnapshotLost, What: "no room"}}}, 1, respaldo.LockNone, ""},
 		"a session is left":             {"", []failure{{asked, errors.Join(timeout, &respaldo.Error{Kind: respaldo.Leftovers, What: "not confirmed"})}}, 1, respaldo.LockNone, ""},
+		"suspended again":               {"", []failure{{held, fmt.Errorf("lost: %w", volume.ErrSuspendedAgain)}}, 0, respaldo.LockNone, "taken again"},
 		"crossed":                       {"", []failure{{held, crossed}, {held, crossed}}, 0, respaldo.LockNone, "try 2: an ALTER"},
 		"crossed too often":             {"", []failure{{held, crossed}, {held, crossed}, {held, crossed}}, 0, respaldo.LockBackup, "the next one is under the lock backup"},
 		"crossed, and no lock is to be": {respaldo.LockNone, []failure{{held, crossed}, {held, crossed}, {held, crossed}}, 3, respaldo.LockNone, "taken again"},

@@ -3,9 +3,11 @@ package volume
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -20,6 +22,8 @@ type lvmVolume struct {
 	vg   string
 	lv   string
 	pool string // thin only
+
+	patient atomic.Bool // its snapshots are waited for to the end: one suspension was not all
 }
 
 // Limits above which a new snapshot is refused. They leave Watch, whose limits are
@@ -87,6 +91,11 @@ func refuseLV(r lvRow) error {
 		return refuse(moveHint, "is in a clustered volume group, which is not supported")
 	}
 	return nil
+}
+
+// onePause: what lies below a volume of another type may need suspensions of its own.
+func onePause(r lvRow) bool {
+	return is(r.Layout, "linear") || is(r.Layout, "striped") || is(r.Layout, "thin")
 }
 
 func (v *lvmVolume) thin() bool { return v.pool != "" }
@@ -200,8 +209,13 @@ func (v *lvmVolume) Prepare(ctx context.Context, r Request) (Pending, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &lvmPending{volume: v, started: r.Started, bytes: bytes, locks: v.sys.groupLocks(ctx), desc: respaldo.Snapshot{Name: r.Name, Server: r.Server, Run: r.Run, Kind: v.desc.Kind,
-		Volume: v.desc.Name, Path: "/dev/mapper/" + dmName(v.vg, r.Name), Kept: r.Kept, Expires: r.Expires}}, nil
+	p := &lvmPending{volume: v, started: r.Started, bytes: bytes, locks: v.sys.groupLocks(ctx), plain: onePause(origin),
+		desc: respaldo.Snapshot{Name: r.Name, Server: r.Server, Run: r.Run, Kind: v.desc.Kind,
+			Volume: v.desc.Name, Path: "/dev/mapper/" + dmName(v.vg, r.Name), Kept: r.Kept, Expires: r.Expires}}
+	if err := p.makeStore(ctx); err != nil {
+		return nil, errors.Join(err, p.Cancel(context.WithoutCancel(ctx)))
+	}
+	return p, nil
 }
 
 func (v *lvmVolume) Refusal(ctx context.Context, r Request) error {

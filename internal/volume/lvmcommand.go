@@ -14,7 +14,7 @@ import (
 
 // lvmCommand is an LVM command that runs while we do something else.
 type lvmCommand struct {
-	pid   int
+	pid   int // and its process group: what is called lvcreate may be a wrapper
 	ended chan struct{}
 	err   error // once ended
 
@@ -97,7 +97,7 @@ func (c *lvmCommand) abandon() {
 		select {
 		case <-c.ended:
 		default:
-			unix.Kill(c.pid, signal)
+			unix.Kill(-c.pid, signal)
 			select {
 			case <-c.ended:
 			case <-time.After(time.Second):

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -20,7 +22,7 @@ const lookEvery = 500 * time.Microsecond
 // groupLocks is where LVM's commands lock volume groups, by files (global/locking_dir in
 // lvm.conf). It is empty where a command that waits for such a lock cannot be relied on.
 func (s *System) groupLocks(ctx context.Context) string {
-	argv := []string{"lvmconfig", "--typeconfig", "full", "global/locking_dir", "global/wait_for_locks", "global/use_lvmlockd"}
+	argv := []string{"lvmconfig", "--typeconfig", "full", "global/locking_dir", "global/wait_for_locks", "global/use_lvmlockd", "global/locking_type"}
 	if s.LVMConfig != "" {
 		argv = append(argv, "--mergedconfig")
 	}
@@ -32,20 +34,22 @@ func (s *System) groupLocks(ctx context.Context) string {
 }
 
 func parseGroupLocks(text string) (dir string) {
-	waits := false
+	waits, files := false, false
 	for line := range strings.Lines(text) {
 		switch name, value, _ := strings.Cut(strings.TrimSpace(line), "="); name {
 		case "locking_dir":
 			dir = strings.Trim(value, `"`)
 		case "wait_for_locks":
 			waits = value == "1"
+		case "locking_type": // LVM 2.03 has this one only
+			files = value == "1"
 		case "use_lvmlockd":
 			if value != "0" {
 				return ""
 			}
 		}
 	}
-	if !waits || !filepath.IsAbs(dir) {
+	if !waits || !files || !filepath.IsAbs(dir) {
 		return ""
 	}
 	return dir
@@ -90,27 +94,33 @@ func (l *groupLock) release() {
 	l.file.Close()
 }
 
-// seen looks in /proc/locks for a process that waits for the lock, or has it.
-func (l *groupLock) seen(pid int, waits bool) bool {
+// seen looks in /proc/locks for a process of a group that waits for the lock, or has it.
+func (l *groupLock) seen(group int, waits bool) bool {
 	text, err := os.ReadFile("/proc/locks")
-	return err == nil && findLock(string(text), pid, l.inode, waits)
+	return err == nil && slices.ContainsFunc(lockers(string(text), l.inode, waits), func(pid int) bool {
+		of, err := unix.Getpgid(pid)
+		return err == nil && of == group
+	})
 }
 
-// findLock reads lines like these (proc_locks(5)):
+// lockers are the processes that wait for a lock, or have it, by lines like these
+// (proc_locks(5)):
 //
 //	1: FLOCK  ADVISORY  WRITE 1500 00:1f:85 0 EOF
 //	1: -> FLOCK  ADVISORY  WRITE 1523 00:1f:85 0 EOF
-func findLock(locks string, pid int, inode uint64, waits bool) bool {
-	who, file := fmt.Sprint(pid), fmt.Sprint(":", inode)
+func lockers(locks string, inode uint64, waits bool) (pids []int) {
+	file := fmt.Sprint(":", inode)
 	for line := range strings.Lines(locks) {
 		f := strings.Fields(line)
 		blocked := len(f) > 1 && f[1] == "->"
 		if blocked {
 			f = f[1:]
 		}
-		if len(f) > 5 && f[1] == "FLOCK" && f[4] == who && strings.HasSuffix(f[5], file) && blocked == waits {
-			return true
+		if len(f) > 5 && f[1] == "FLOCK" && strings.HasSuffix(f[5], file) && blocked == waits {
+			if pid, err := strconv.Atoi(f[4]); err == nil {
+				pids = append(pids, pid)
+			}
 		}
 	}
-	return false
+	return pids
 }

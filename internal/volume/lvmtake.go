@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"time"
 
@@ -27,8 +28,9 @@ type lvmPending struct {
 	bytes   int64
 	started func(pid int)
 	locks   string // the directory of LVM's locks; empty: a command cannot be held
+	plain   bool   // one suspension is all that LVM needs for it
 
-	stored  bool // the thick snapshot's store is there
+	ready   bool
 	command *lvmCommand
 	watch   *suspensions // from Take to Finish
 	letGo   time.Time    // when the command was
@@ -52,15 +54,7 @@ func (p *lvmPending) Bytes() int64                { return p.bytes }
 func (p *lvmPending) Pause() time.Duration        { return p.pause }
 
 func (p *lvmPending) Ready(ctx context.Context) error {
-	if p.desc.Created.IsZero() {
-		p.desc.Created = time.Now()
-	}
-	if p.bytes > 0 && !p.stored {
-		if err := p.makeStore(ctx); err != nil {
-			return err
-		}
-		p.stored = true
-	}
+	p.ready = true
 	if p.locks == "" {
 		return nil
 	}
@@ -70,7 +64,18 @@ func (p *lvmPending) Ready(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	p.command = p.start(ctx)
-	if err := p.command.hold(ctx, lock); err != nil {
+	err = p.command.hold(ctx, lock)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, errDidNotWait): // so there is a snapshot, and it is too early
+		p.volume.sys.log().Warn("the snapshot's command cannot be held: "+err.Error(), "group", p.volume.vg)
+		p.locks, p.command = "", nil
+		if err := p.discard(ctx); err != nil {
+			return err
+		}
+		return p.makeStore(ctx)
+	case err != nil:
 		return p.failed(err)
 	}
 	return nil
@@ -78,6 +83,10 @@ func (p *lvmPending) Ready(ctx context.Context) error {
 
 // makeStore makes what a thick snapshot keeps the origin's old blocks in, empty and inactive.
 func (p *lvmPending) makeStore(ctx context.Context) error {
+	if p.bytes == 0 {
+		return nil
+	}
+	p.desc.Created = time.Now()
 	s, name := p.volume.sys, p.volume.vg+"/"+p.desc.Name
 	argv := []string{"lvcreate", "--yes", "--autobackup", "n", "--type", "linear", "--zero", "y", "--wipesignatures", "y",
 		"--name", p.desc.Name, "--size", strconv.FormatInt(p.bytes, 10) + "b"}
@@ -98,6 +107,9 @@ func (p *lvmPending) failed(err error) error {
 
 // start starts the command that takes the snapshot.
 func (p *lvmPending) start(ctx context.Context) *lvmCommand {
+	if p.desc.Created.IsZero() {
+		p.desc.Created = time.Now()
+	}
 	argv, s := createArgv(p.desc, p.volume.desc.Name), p.volume.sys
 	if p.bytes > 0 {
 		// No copy of the metadata, as in createArgv; here LVM has no option for it.
@@ -121,7 +133,7 @@ func createArgv(d respaldo.Snapshot, origin string) []string {
 }
 
 func (p *lvmPending) Take(ctx context.Context) error {
-	if p.command == nil {
+	if !p.ready {
 		if err := p.Ready(ctx); err != nil {
 			return err
 		}
@@ -162,7 +174,7 @@ func (p *lvmPending) pass(ctx context.Context, lock *groupLock) error {
 			return context.Cause(ctx)
 		case <-tick.C:
 			switch {
-			case lock == nil || p.watch == nil:
+			case lock == nil || p.watch == nil || !p.plain || p.volume.patient.Load():
 				tick.Stop()
 			case lock.seen(p.command.pid, false):
 				tick.Stop()
@@ -198,20 +210,25 @@ func (p *lvmPending) Finish() (Snapshot, error) {
 	case p.command.err != nil:
 		return nil, p.failed(p.command.err)
 	case !once:
-		return nil, &respaldo.Error{Kind: respaldo.SnapshotLost, What: "logical volume " + p.volume.desc.Name + " was suspended by somebody else while its snapshot was taken",
-			Hint: "nobody knows of which instant it is; run again"}
+		p.volume.patient.Store(true)
+		return nil, &respaldo.Error{Kind: respaldo.SnapshotLost, What: "logical volume " + p.volume.desc.Name + " was suspended more than once while its snapshot was taken",
+			Hint: "it is not known of which instant the snapshot is; run again", Err: ErrSuspendedAgain}
 	}
 	p.taken = true
 	return p.volume.sys.lvmSnapshot(p.desc, p.volume.vg, p.volume.pool), nil
 }
 
-// Cancel leaves alone what another run has made under the same name meanwhile.
 func (p *lvmPending) Cancel(ctx context.Context) error {
 	if p.taken {
 		return nil
 	}
 	p.passed = false
 	p.Finish()
+	return p.discard(ctx)
+}
+
+// discard leaves alone what another run has made under the same name meanwhile.
+func (p *lvmPending) discard(ctx context.Context) error {
 	snap := &lvmSnapshot{sys: p.volume.sys, desc: p.desc, vg: p.volume.vg, pool: p.volume.pool}
 	row, ok, err := snap.row(ctx)
 	if err != nil {

@@ -27,6 +27,10 @@ const DefaultStateDir = "/run/respaldo"
 // snapshot has no free space left.
 var ErrNoRoom = errors.New("no room for the snapshot")
 
+// ErrSuspendedAgain is in the chain when a snapshot was discarded because its volume was
+// suspended more than once meanwhile; the next one of the same Volume will bear that.
+var ErrSuspendedAgain = errors.New("the volume was suspended again")
+
 // System is the machine's storage. Most of what it does needs root. Safe for
 // concurrent use.
 type System struct {
@@ -98,8 +102,8 @@ type Pending interface {
 	Describe() respaldo.Snapshot
 	// Bytes is the chosen copy-on-write size; 0 unless thick.
 	Bytes() int64
-	// Ready does what of the taking is slow and can be done beforehand: it comes right
-	// before the lock. Between it and Finish, for seconds at most, LVM commands that concern
+	// Ready starts what takes the snapshot, as far as it can be held: it comes right before
+	// the lock. Between it and Finish, for seconds at most, LVM commands that concern
 	// the same volume group wait, our own as well. Take does it if it was not called.
 	Ready(ctx context.Context) error
 	// Take returns when the instant of the snapshot has passed: writers need be held no
