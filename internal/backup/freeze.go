@@ -102,6 +102,7 @@ func (op *operation) quiesceAndTake(ctx context.Context, o *Outlook, pending vol
 		if err := pending.Ready(ctx); err != nil {
 			return err
 		}
+		ledger.Point("snapshot.ready")
 		return settle()
 	}
 	var err error
