@@ -32,3 +32,14 @@ func TestSystemd(t *testing.T) {
 		}
 	}
 }
+
+// TestPause measures what taking a snapshot costs on a host with udev and the distribution's
+// lvm.conf. Whether it works is tested by TestGuest, in a guest with neither.
+func TestPause(t *testing.T) {
+	if os.Getenv(lab.SoakEnv) == "" {
+		return // nothing that the others do not test
+	}
+	spec := lab.Spec{Name: "pause", Systemd: true, Memory: 1024, Deadline: 10 * time.Minute, Disks: twoDisks,
+		Root: lab.Disk{Path: filepath.Join(t.TempDir(), "root"), Bytes: 2 << 30}}
+	lab.RunTests(t, spec, "./internal/volume", "^(TestPause|TestGroupShared)$")
+}
