@@ -19,6 +19,10 @@ func TestSystemd(t *testing.T) {
 	kinds := []string{"lvm-thin"}
 	if os.Getenv(lab.SoakEnv) != "" {
 		kinds = []string{"lvm-thin", "lvm-thick", "btrfs"}
+		t.Run("pause", func(t *testing.T) { // with udev and the distribution's lvm.conf
+			lab.RunTests(t, lab.Spec{Name: "pause", Systemd: true, Memory: 1024, Deadline: 10 * time.Minute, Disks: twoDisks,
+				Root: lab.Disk{Path: filepath.Join(t.TempDir(), "root"), Bytes: 2 << 30}}, "./internal/volume", "^(TestPause|TestGroupShared)$")
+		})
 	}
 	for _, kind := range kinds {
 		dir := t.TempDir()
@@ -31,15 +35,4 @@ func TestSystemd(t *testing.T) {
 			})
 		}
 	}
-}
-
-// TestPause measures what taking a snapshot costs on a host with udev and the distribution's
-// lvm.conf. Whether it works is tested by TestGuest, in a guest with neither.
-func TestPause(t *testing.T) {
-	if os.Getenv(lab.SoakEnv) == "" {
-		return // nothing that the others do not test
-	}
-	spec := lab.Spec{Name: "pause", Systemd: true, Memory: 1024, Deadline: 10 * time.Minute, Disks: twoDisks,
-		Root: lab.Disk{Path: filepath.Join(t.TempDir(), "root"), Bytes: 2 << 30}}
-	lab.RunTests(t, spec, "./internal/volume", "^(TestPause|TestGroupShared)$")
 }
