@@ -23,13 +23,14 @@ type lvmCommand struct {
 	tooLong *time.Timer
 }
 
-// startLVM starts a command and returns when started has been told of it.
+// startLVM starts a command and returns when started has been told of it. It is quiet: that
+// it failed is told by whoever waits for it, and where it was abandoned it did not.
 func (s *System) startLVM(ctx context.Context, argv []string, started func(pid int)) *lvmCommand {
 	c := &lvmCommand{ended: make(chan struct{})}
 	begun := make(chan struct{})
 	go func() {
 		defer close(c.ended)
-		_, c.err = s.Run.Run(ctx, run.Cmd{Argv: s.lvmArgv(argv), Uninterruptible: true, Started: func(pid int) {
+		_, c.err = s.Run.Run(ctx, run.Cmd{Argv: s.lvmArgv(argv), Uninterruptible: true, Quiet: true, Started: func(pid int) {
 			if started != nil {
 				started(pid)
 			}

@@ -94,6 +94,9 @@ func (p *lvmPending) makeStore(ctx context.Context) error {
 		argv = append(argv, "--addtag", t)
 	}
 	for _, argv := range [][]string{append(argv, p.volume.vg), {"lvchange", "--activate", "n", name}} {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if _, err := s.Run.Run(ctx, run.Cmd{Argv: s.lvmArgv(argv), Uninterruptible: true, Started: p.started}); err != nil {
 			return p.failed(err)
 		}
