@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,6 +40,9 @@ func (s *System) watchSuspensions(device string) *suspensions {
 	if err != nil {
 		return nil
 	}
+	if runtime.GOMAXPROCS(0) == 1 {
+		runtime.GOMAXPROCS(2) // one for watch, and one for everything else
+	}
 	w := &suspensions{over: make(chan struct{}, 1)}
 	w.done.Go(func() {
 		defer f.Close()
@@ -48,7 +52,9 @@ func (s *System) watchSuspensions(device string) *suspensions {
 }
 
 // watch has a thread of its own, of the highest priority: LVM raises its commands' while
-// a volume is suspended, and on a machine with one processor we would see nothing of it.
+// a volume is suspended, and on a machine with one processor we would see nothing of it. For
+// the same reason it sleeps without Go's knowledge, which would give its turn to threads of
+// ordinary priority, and not get it back from them in time.
 func (w *suspensions) watch(f *os.File) {
 	runtime.LockOSThread() // and never unlocked: the thread ends with us
 	unix.Setpriority(unix.PRIO_PROCESS, 0, -20)
@@ -67,7 +73,7 @@ func (w *suspensions) watch(f *os.File) {
 			running = true
 			w.note(span{from, time.Now()})
 		}
-		unix.Nanosleep(&pause, nil)
+		unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&pause)), 0, 0)
 	}
 }
 
