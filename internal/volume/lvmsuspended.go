@@ -51,13 +51,15 @@ func (s *System) watchSuspensions(device string) *suspensions {
 	return w
 }
 
-// watch has a thread of its own, of the highest priority: LVM raises its commands' while
+// watch has a thread of its own, before all others: LVM raises its commands' priority while
 // a volume is suspended, and on a machine with one processor we would see nothing of it. For
 // the same reason it sleeps without Go's knowledge, which would give its turn to threads of
 // ordinary priority, and not get it back from them in time.
 func (w *suspensions) watch(f *os.File) {
 	runtime.LockOSThread() // and never unlocked: the thread ends with us
-	unix.Setpriority(unix.PRIO_PROCESS, 0, -20)
+	if unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0) != nil {
+		unix.Setpriority(unix.PRIO_PROCESS, 0, -20)
+	}
 	state := make([]byte, 1)
 	running := false // was seen not to be suspended: one whose begin was not seen is not noted
 	var from time.Time

@@ -35,6 +35,7 @@ func TestPause(t *testing.T) {
 			if os.Getenv("RESPALDO_SOAK") != "" {
 				takes = 6
 			}
+			seen := false
 			for n := range takes {
 				t.Run(fmt.Sprint(n), func(t *testing.T) {
 					w.moves(t)
@@ -71,11 +72,15 @@ func TestPause(t *testing.T) {
 					if err = firstOf(err, finishErr); err != nil {
 						t.Fatal(err)
 					}
+					seen = seen || p.Pause() > 0
 					t.Logf("%s, respaldo: suspended %8.1f ms, lock %8.1f ms", kind, ms(p.Pause()), ms(held))
 					if err := snap.Remove(t.Context()); err != nil {
 						t.Error(err)
 					}
 				})
+			}
+			if !seen {
+				t.Error("no suspension was seen")
 			}
 			if err := w.end(); err != nil {
 				t.Error(err)
