@@ -19,6 +19,10 @@ func TestSystemd(t *testing.T) {
 	kinds := []string{"lvm-thin"}
 	if os.Getenv(lab.SoakEnv) != "" {
 		kinds = []string{"lvm-thin", "lvm-thick", "btrfs"}
+		t.Run("pause", func(t *testing.T) { // with udev and the distribution's lvm.conf
+			lab.RunTests(t, lab.Spec{Name: "pause", Systemd: true, Memory: 1024, Deadline: 10 * time.Minute, Disks: twoDisks,
+				Root: lab.Disk{Path: filepath.Join(t.TempDir(), "root"), Bytes: 2 << 30}}, "./internal/volume", "^TestPause$")
+		})
 	}
 	for _, kind := range kinds {
 		dir := t.TempDir()

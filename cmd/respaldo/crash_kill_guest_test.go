@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -103,6 +104,7 @@ func (c *crash) interrupted() {
 	}{
 		{"int:locked", 130, []string{"backup"}},
 		{"term:snapshot.command", 143, []string{"backup"}},
+		{"term:snapshot.ready", 143, []string{"backup"}},
 		{"term:backup.saving", 143, []string{"backup"}},
 		{"int:instance.ready", 130, []string{"backup"}},
 		{"int:restore.writing", 130, []string{"restore", c.Source, "--to", target}},
@@ -141,8 +143,8 @@ func (c *crash) interrupted() {
 	c.nextBackup("--prove", "none")
 }
 
-// volumeCommandKilled has lvcreate killed by somebody else while the origin is suspended,
-// so that every writer hangs: once alone, and once together with respaldo.
+// volumeCommandKilled has the command that takes the snapshot killed by somebody else while
+// the origin is suspended, so that every writer hangs: once alone, and once together with respaldo.
 func (c *crash) volumeCommandKilled() {
 	bin := filepath.Join(c.dir, "bin")
 	if err := os.MkdirAll(bin, 0o755); err != nil {
@@ -152,14 +154,16 @@ func (c *crash) volumeCommandKilled() {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	if err := os.Symlink(self, filepath.Join(bin, killedCommand)); err != nil {
+	storage, _, _ := strings.Cut(c.volume.Kind, "-")
+	killed := killedCommands[storage]
+	if err := os.Symlink(self, filepath.Join(bin, killed)); err != nil {
 		c.t.Fatal(err)
 	}
 	evidence := filepath.Join(c.dir, "suspended")
 	shim := []string{"PATH=" + bin + ":" + os.Getenv("PATH"), "LAB_REAL_PATH=" + os.Getenv("PATH"), "LAB_EVIDENCE=" + evidence}
 	wasSuspended := func() {
 		if err := os.Remove(evidence); err != nil {
-			c.t.Errorf("the volume was not suspended when %s was killed: %v", killedCommand, err)
+			c.t.Errorf("the volume was not suspended when %s was killed: %v", killed, err)
 		}
 	}
 	c.within("alone", func() {
@@ -185,12 +189,14 @@ func (c *crash) volumeCommandKilled() {
 	c.nextBackup("--prove", "none")
 }
 
-const killedCommand = "lvcreate"
+// killedCommands suspend the origin on each kind of volume.
+var killedCommands = map[string]string{"thick": "lvconvert", "thin": "lvcreate"}
 
-// Under the name of lvcreate this binary is a command that is killed while the origin is
+// Under the name of one of them this binary is a command that is killed while the origin is
 // suspended.
 func init() {
-	if filepath.Base(os.Args[0]) != killedCommand {
+	command := filepath.Base(os.Args[0])
+	if !slices.Contains(slices.Collect(maps.Values(killedCommands)), command) {
 		return
 	}
 	guest.Main(func(t guest.T) {
@@ -198,7 +204,7 @@ func init() {
 		suspended := func(calls []string) bool {
 			return strings.HasPrefix(calls[len(calls)-1], "suspend ") && strings.HasSuffix(calls[len(calls)-1], "-data")
 		}
-		calls, killed := guest.KillWhen(t, append([]string{killedCommand}, os.Args[1:]...), suspended)
+		calls, killed := guest.KillWhen(t, append([]string{command}, os.Args[1:]...), suspended)
 		if !killed {
 			t.Fatalf("%v suspended nothing", os.Args)
 		}

@@ -26,6 +26,9 @@ func quiescedFields(f *table, q respaldo.Quiesced) {
 		lock += fmt.Sprintf("; at try %d", q.Tries)
 	}
 	f.field("lock", lock)
+	if q.PauseSeconds > 0 {
+		f.field("pause", backup.FormatSeconds(q.PauseSeconds)+", the volume's own part")
+	}
 }
 
 // heldWord is quiescedFields in one word, for a list.

@@ -87,21 +87,29 @@ func (op *operation) gather(ctx context.Context, f *frozen) (err error) {
 }
 
 // quiesceAndTake is the part that writers wait for. Between the lock and its release there
-// is one command and nothing else.
+// is the instant of the snapshot and nothing else: the command that takes it is started
+// before, and ends after.
 //
 // The filesystem is flushed twice, which makes the locked window three to five times
 // shorter: what there is now, however long that takes, and right before the lock what was
 // written since, which takes no time in which a calm server could get busy again.
 func (op *operation) quiesceAndTake(ctx context.Context, o *Outlook, pending volume.Pending, f *frozen, request mysql.QuiesceRequest) error {
-	request.BeforeLock = func() error { return volume.Settle(o.Volume.MountPoint) }
-	if err := request.BeforeLock(); err != nil {
+	settle := func() error { return volume.Settle(o.Volume.MountPoint) }
+	if err := settle(); err != nil {
 		return err
+	}
+	request.BeforeLock = func() error {
+		if err := pending.Ready(ctx); err != nil {
+			return err
+		}
+		ledger.Point("snapshot.ready")
+		return settle()
 	}
 	var err error
 	f.quiesced, err = op.quiesce(ctx, o, request,
 		func(ctx context.Context, at respaldo.Coordinates) error {
 			ledger.Point("locked")
-			if f.snapshot, err = pending.Take(ctx); err != nil {
+			if err := pending.Take(ctx); err != nil {
 				return err
 			}
 			ledger.Point("snapshot.taken")
@@ -110,7 +118,10 @@ func (op *operation) quiesceAndTake(ctx context.Context, o *Outlook, pending vol
 			}
 			return err
 		})
-	return err
+	var unfinished error
+	f.snapshot, unfinished = pending.Finish()
+	f.quiesced.PauseSeconds = pending.Pause().Seconds()
+	return joinErrors(err, unfinished)
 }
 
 // dropSnapshot removes a snapshot of ours, whatever state a failed or killed command left

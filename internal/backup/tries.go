@@ -13,6 +13,7 @@ import (
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
+	"github.com/respaldo-backup/respaldo/internal/volume"
 )
 
 const (
@@ -25,7 +26,7 @@ const (
 	// heldTries is how often a lock that was had may have been too short for the volume: the
 	// volume will not be faster, unless it was a bad moment.
 	heldTries = 2
-	// crossedTries is how often a snapshot without a lock is taken that something crosses.
+	// crossedTries is how often a snapshot is taken that something crosses.
 	crossedTries = 3
 	// changedTries is how often the server is looked at anew because tables came to lie elsewhere.
 	changedTries = 3
@@ -84,7 +85,14 @@ func (t *tries) again(ctx context.Context, op *operation, o *Outlook, q respaldo
 	case errors.Is(err, mysql.ErrChanged):
 		return t.lookAnew(ctx, op, o, err)
 	case errors.Is(err, mysql.ErrCrossed):
-		return t.retake(op, o, err)
+		stop := t.retake(op, o, err)
+		if stop == nil && q.Mode != respaldo.LockNone {
+			stop = t.rest(ctx, t.cost(q))
+		}
+		return stop
+	case errors.Is(err, volume.ErrSuspendedAgain):
+		op.Report.Warn(fmt.Sprintf("try %d: %v; taken again", t.made, err))
+		return nil
 	case respaldo.KindOf(err) != respaldo.LockTimeout || q.WaitedSeconds == 0: // it was never asked for: patience is used up
 		return err
 	}
@@ -93,14 +101,25 @@ func (t *tries) again(ctx context.Context, op *operation, o *Outlook, q respaldo
 			return err
 		}
 	}
-	// What made writers wait for so long must not come again before they have caught up.
-	cost := time.Duration((q.WaitedSeconds + q.HeldSeconds) * float64(time.Second))
-	pause := time.Duration(float64(max(t.pause, cost)) * (0.75 + rand.Float64()/2))
-	t.pause = min(2*t.pause, longestPause)
+	pause := t.cost(q)
 	if time.Until(t.deadline) < pause {
 		return withTries(err, t.made)
 	}
 	op.Report.Warn(fmt.Sprintf("try %d: %v; trying again in %s", t.made, err, FormatDuration(pause)))
+	return t.rest(ctx, pause)
+}
+
+// cost is how long writers get to catch up: what made them wait for so long must not come
+// again before they have.
+func (t *tries) cost(q respaldo.Quiesced) time.Duration {
+	held := time.Duration((q.WaitedSeconds + q.HeldSeconds) * float64(time.Second))
+	pause := time.Duration(float64(max(t.pause, held)) * (0.75 + rand.Float64()/2))
+	t.pause = min(2*t.pause, longestPause)
+	return pause
+}
+
+// rest returns after a pause, or with the cause of an interruption.
+func (t *tries) rest(ctx context.Context, pause time.Duration) error {
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
@@ -168,15 +187,14 @@ func (t *tries) lookAnew(ctx context.Context, op *operation, o *Outlook, err err
 	return o.Refusal()
 }
 
-// retake is for a snapshot without a lock that something crossed: nobody has waited for it, so
-// the next may come at once. A server on which it happens again and again needs a lock, unless
-// it was said that there must be none.
+// retake is for a snapshot that something crossed. A server on which that happens again and
+// again needs a stricter lock, unless it was said which one to take.
 func (t *tries) retake(op *operation, o *Outlook, err error) error {
 	if t.crossed++; t.crossed < crossedTries {
 		op.Report.Warn(fmt.Sprintf("try %d: %v; taken again", t.made, err))
 		return nil
 	}
-	return t.underLock(op, o, err, fmt.Sprintf("without a lock something crossed the snapshot %d times", crossedTries))
+	return t.underLock(op, o, err, fmt.Sprintf("under the lock %q something crossed the snapshot %d times", o.Lock, crossedTries))
 }
 
 // afterUnread is for an image without a lock whose binlogs do not say where they end: under a
@@ -191,10 +209,9 @@ func (t *tries) afterUnread(ctx context.Context, op *operation, o *Outlook, snap
 	return snapshot.Release(ctx)
 }
 
-// underLock has the next try take the next stricter lock, unless it was said that there must
-// be none.
+// underLock has the next try take the next stricter lock, unless it was said which one to take.
 func (t *tries) underLock(op *operation, o *Outlook, err error, because string) error {
-	if op.Lock == respaldo.LockNone {
+	if op.Lock == respaldo.LockNone || op.Lock == respaldo.LockBackup {
 		return withTries(err, t.made)
 	}
 	mode, reason, ok := mysql.Stricter(o.facts, o.Lock)

@@ -11,6 +11,7 @@ import (
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/ledger"
 	"github.com/respaldo-backup/respaldo/internal/mysql"
+	"github.com/respaldo-backup/respaldo/internal/volume"
 )
 
 // warned remembers what a person is told.
@@ -37,14 +38,16 @@ func TestWhatIsTriedAgain(t *testing.T) {
 		becomes respaldo.LockMode // that the next try takes
 		says    string
 	}{
-		"not granted":                   {"", []failure{{asked, timeout}, {asked, timeout}, {asked, timeout}}, 0, respaldo.LockNone, "try 3: no lock; trying again in"},
-		"had, and too short":            {"", []failure{{held, timeout}, {held, timeout}}, 2, respaldo.LockNone, "try 1: no lock; trying again in"},
-		"no calm moment":                {"", []failure{{respaldo.Quiesced{}, timeout}}, 1, respaldo.LockNone, ""},
-		"another error":                 {"", []failure{{held, &respaldo.Error{Kind: respaldo.SnapshotLost, What: "no room"}}}, 1, respaldo.LockNone, ""},
-		"a session is left":             {"", []failure{{asked, errors.Join(timeout, &respaldo.Error{Kind: respaldo.Leftovers, What: "not confirmed"})}}, 1, respaldo.LockNone, ""},
-		"crossed":                       {"", []failure{{held, crossed}, {held, crossed}}, 0, respaldo.LockNone, "try 2: an ALTER"},
-		"crossed too often":             {"", []failure{{held, crossed}, {held, crossed}, {held, crossed}}, 0, respaldo.LockBackup, "the next one is under the lock backup"},
-		"crossed, and no lock is to be": {respaldo.LockNone, []failure{{held, crossed}, {held, crossed}, {held, crossed}}, 3, respaldo.LockNone, "taken again"},
+		"not granted":                      {"", []failure{{asked, timeout}, {asked, timeout}, {asked, timeout}}, 0, respaldo.LockNone, "try 3: no lock; trying again in"},
+		"had, and too short":               {"", []failure{{held, timeout}, {held, timeout}}, 2, respaldo.LockNone, "try 1: no lock; trying again in"},
+		"no calm moment":                   {"", []failure{{respaldo.Quiesced{}, timeout}}, 1, respaldo.LockNone, ""},
+		"another error":                    {"", []failure{{held, &respaldo.Error{Kind: respaldo.SnapshotLost, What: "no room"}}}, 1, respaldo.LockNone, ""},
+		"a session is left":                {"", []failure{{asked, errors.Join(timeout, &respaldo.Error{Kind: respaldo.Leftovers, What: "not confirmed"})}}, 1, respaldo.LockNone, ""},
+		"suspended again":                  {"", []failure{{held, fmt.Errorf("lost: %w", volume.ErrSuspendedAgain)}}, 0, respaldo.LockNone, "taken again"},
+		"crossed":                          {"", []failure{{held, crossed}, {held, crossed}}, 0, respaldo.LockNone, "try 2: an ALTER"},
+		"crossed too often":                {"", []failure{{held, crossed}, {held, crossed}, {held, crossed}}, 0, respaldo.LockBackup, "the next one is under the lock backup"},
+		"crossed, and no lock is to be":    {respaldo.LockNone, []failure{{held, crossed}, {held, crossed}, {held, crossed}}, 3, respaldo.LockNone, "taken again"},
+		"crossed, and the lock was chosen": {respaldo.LockBackup, []failure{{held, crossed}, {held, crossed}, {held, crossed}}, 3, respaldo.LockNone, "taken again"},
 	} {
 		report := &warned{}
 		op := &operation{Site: &Site{Report: report, Lock: c.lock}}

@@ -128,8 +128,11 @@ func (l Local) Run(ctx context.Context, c Cmd) (Result, error) {
 	cmd.Env = append(c.inherits(), c.Env...)
 	cmd.Dir = c.Dir
 	cmd.Stdin = c.Stdin
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	stdout, closeOut := keeper(c.Uninterruptible)
+	defer closeOut()
+	stderr, closeErr := keeper(c.Uninterruptible)
+	defer closeErr()
+	cmd.Stdout, cmd.Stderr = stdout, stderr
 	if c.Stdout != nil {
 		cmd.Stdout = c.Stdout
 	}
@@ -155,10 +158,31 @@ func (l Local) Run(ctx context.Context, c Cmd) (Result, error) {
 	if grouped && !cancelled.IsZero() {
 		endGroup(cmd.Process.Pid, cancelled.Add(waitDelay))
 	}
-	r := Result{Stdout: stdout.Bytes(), Stderr: stderr.Bytes(), Exit: cmd.ProcessState.ExitCode(), Took: time.Since(start)}
+	r := Result{Stdout: kept(stdout), Stderr: kept(stderr), Exit: cmd.ProcessState.ExitCode(), Took: time.Since(start)}
 	err = l.judge(ctx, c, r, err)
 	l.log(c, r, err)
 	return r, err
+}
+
+// keeper is where the output of a program goes. One that may outlive us gets a file in
+// memory: a pipe would break with us, and end by SIGPIPE what writes to it then.
+func keeper(outlives bool) (io.ReadWriter, func()) {
+	if outlives {
+		if fd, err := unix.MemfdCreate("output", unix.MFD_CLOEXEC); err == nil {
+			file := os.NewFile(uintptr(fd), "output")
+			return file, func() { file.Close() }
+		}
+	}
+	return &bytes.Buffer{}, func() {}
+}
+
+// kept is what a program has written there.
+func kept(out io.ReadWriter) []byte {
+	if file, ok := out.(io.Seeker); ok {
+		file.Seek(0, io.SeekStart)
+	}
+	text, _ := io.ReadAll(out)
+	return text
 }
 
 // waitDelay is how long a program that was told to end may take.

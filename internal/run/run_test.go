@@ -11,10 +11,12 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // asTerminal makes the test binary a program of its own, in a process group of its own as
@@ -25,6 +27,9 @@ func TestMain(m *testing.M) {
 	if kind := os.Getenv(asTerminal); kind != "" {
 		onTerminal(kind == "uninterruptible")
 		os.Exit(0)
+	}
+	if os.Getenv(asKilled) != "" {
+		dieMeanwhile()
 	}
 	os.Exit(m.Run())
 }
@@ -48,6 +53,42 @@ func waiting(t *testing.T, script string) (Cmd, *os.File) {
 	}
 	t.Cleanup(func() { in.Close(); hold.Close() })
 	return Cmd{Argv: []string{"sh", "-c", script}, Stdin: in}, hold
+}
+
+// asKilled makes the test binary a program that is killed while its uninterruptible command
+// runs. Its value is the file that the command makes at its end.
+const asKilled = "RUN_TEST_KILLED"
+
+func dieMeanwhile() {
+	_, err := Local{}.Run(context.Background(), Cmd{Argv: []string{"sh", "-c", "cat; echo said; echo said >&2; : >\"$" + asKilled + "\""}, Stdin: os.Stdin,
+		Uninterruptible: true, Started: func(int) { syscall.Kill(os.Getpid(), syscall.SIGKILL) }})
+	fmt.Println("still there:", err)
+	os.Exit(1)
+}
+
+// It ends by itself, whatever it has to say to nobody: a broken pipe would end it midway.
+func TestUninterruptibleCommandOutlivesUs(t *testing.T) {
+	ended := filepath.Join(t.TempDir(), "ended")
+	in, hold, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	us := exec.Command(os.Args[0])
+	us.Env, us.Stdin = append(os.Environ(), asKilled+"="+ended), in
+	out, err := us.CombinedOutput()
+	if us.ProcessState == nil || us.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Fatalf("not killed: %v %s", err, out)
+	}
+	hold.Close()
+	for until := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(ended); err == nil {
+			return
+		}
+		if time.Now().After(until) {
+			t.Fatal("the command ended before its end")
+		}
+	}
 }
 
 var errInterrupted = errors.New("interrupted")

@@ -164,7 +164,9 @@ type btrfsPending struct {
 	source   *os.File
 	folder   *os.File
 	arg      []byte
-	finished bool
+	taken    bool
+	finished bool // taken or cancelled
+	pause    time.Duration
 }
 
 // prepareBtrfs opens all that the system call needs and writes NAME.json, so that there
@@ -247,23 +249,35 @@ func (p *btrfsPending) closeFiles(files ...*os.File) {
 
 func (p *btrfsPending) Describe() respaldo.Snapshot { return p.desc }
 func (p *btrfsPending) Bytes() int64                { return 0 }
+func (p *btrfsPending) Pause() time.Duration        { return p.pause }
 
-func (p *btrfsPending) Take(ctx context.Context) (Snapshot, error) {
+// Ready has nothing to do that Prepare has not done.
+func (p *btrfsPending) Ready(context.Context) error { return nil }
+
+func (p *btrfsPending) Take(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
-		return nil, context.Cause(ctx)
+		return context.Cause(ctx)
 	}
 	if p.finished {
-		return nil, errors.New("the snapshot was taken or cancelled before")
+		return errors.New("the snapshot was taken or cancelled before")
 	}
 	start := time.Now()
 	err := btrfsIoctl(p.folder, iocSnapCreateV2, p.arg)
-	p.sys.log().Debug("btrfs snapshot", "of", p.desc.Volume, "name", p.desc.Name, "took", time.Since(start), "err", err)
+	p.pause = time.Since(start)
+	p.sys.log().Debug("btrfs snapshot", "of", p.desc.Volume, "name", p.desc.Name, "took", p.pause, "err", err)
 	if err != nil {
-		return nil, &respaldo.Error{Kind: respaldo.SnapshotLost, What: "cannot snapshot Btrfs subvolume " + p.desc.Volume, Err: err,
+		return &respaldo.Error{Kind: respaldo.SnapshotLost, What: "cannot snapshot Btrfs subvolume " + p.desc.Volume, Err: err,
 			Hint: "the kernel's log may say more: dmesg | tail"}
 	}
-	p.finished = true
+	p.finished, p.taken = true, true
 	p.desc.Created = start
+	return nil
+}
+
+func (p *btrfsPending) Finish() (Snapshot, error) {
+	if !p.taken {
+		return nil, nil
+	}
 	p.closeFiles(p.source, p.folder, p.top)
 	return &btrfsSnapshot{sys: p.sys, device: p.device, desc: p.desc}, nil
 }

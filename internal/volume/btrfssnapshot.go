@@ -201,9 +201,8 @@ func (s *btrfsSnapshot) Clone(ctx context.Context, r Request) (Snapshot, error) 
 		top.Close()
 		return nil, err
 	}
-	clone, err := p.Take(ctx)
-	if err != nil {
+	if err := p.Take(ctx); err != nil {
 		return nil, errors.Join(err, p.Cancel(context.WithoutCancel(ctx)))
 	}
-	return clone, nil
+	return p.Finish()
 }

@@ -127,6 +127,18 @@ func (w *twins) at() (acked, begun uint64) {
 	return w.acked, w.begun
 }
 
+// moves waits until the writer has got on.
+func (w *twins) moves(t *testing.T) {
+	t.Helper()
+	_, from := w.at()
+	guest.Eventually(t, 20*time.Second, func() error {
+		if acked, _ := w.at(); acked < from+5 {
+			return fmt.Errorf("the writer stands at %d: %w", acked, w.err)
+		}
+		return nil
+	})
+}
+
 func (w *twins) end() error {
 	close(w.stop)
 	<-w.done
@@ -150,12 +162,7 @@ func lastTwin(t *testing.T, path string) uint64 {
 // takenUnderLoad: the snapshot is one instant between its command's start and end.
 func takenUnderLoad(t *testing.T, origin volume.Volume, data string) {
 	w := startTwins(data)
-	guest.Eventually(t, 20*time.Second, func() error {
-		if acked, _ := w.at(); acked < 5 {
-			return fmt.Errorf("%d writes so far", acked)
-		}
-		return nil
-	})
+	w.moves(t)
 	p, err := origin.Prepare(t.Context(), volume.Request{Server: "load", Bytes: 64 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -163,21 +170,30 @@ func takenUnderLoad(t *testing.T, origin volume.Volume, data string) {
 	if err := volume.Settle(data); err != nil {
 		t.Fatal(err)
 	}
+	if err := p.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.moves(t) // nobody waits before Take
 	least, _ := w.at()
-	snap, err := p.Take(t.Context())
-	_, most := w.at()
+	start := time.Now()
+	err = p.Take(t.Context())
+	took := time.Since(start)
+	_, most := w.at() // whatever Finish has still to do: the instant has passed
 	if err != nil {
 		t.Fatal(err)
 	}
+	snap, err := p.Finish()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pause := p.Pause(); pause > took { // none if it was not seen
+		t.Errorf("the volume paused for %s, within %s", pause, took)
+	}
+	t.Logf("taken in %s, suspended for %s, finished %s later", took, p.Pause(), time.Since(start)-took)
 	if d := p.Describe(); d.Name == "" || d.Name != snap.Describe().Name || d.Server != "load" {
 		t.Errorf("pending %+v became %+v", d, snap.Describe())
 	}
-	guest.Eventually(t, 20*time.Second, func() error { // the origin goes on
-		if acked, _ := w.at(); acked < most+5 {
-			return fmt.Errorf("the origin stands at %d", acked)
-		}
-		return nil
-	})
+	w.moves(t)
 	dir := filepath.Join(t.TempDir(), "image")
 	mount(t, snap, dir, false)
 	inside := dir + strings.TrimPrefix(data, origin.Describe().MountPoint)
@@ -359,13 +375,13 @@ func foreign(t *testing.T, sys *volume.System, origin volume.Volume, v *guest.Vo
 // cancelled: a snapshot that is prepared and not taken leaves nothing, nor does it exist;
 // and one whose name another run took meanwhile leaves that one alone.
 func cancelled(t *testing.T, origin volume.Volume) {
-	if origin.Describe().Kind != respaldo.Btrfs { // which takes the name when it is prepared
+	if origin.Describe().Kind == respaldo.LVMThin { // the others take the name when it is prepared
 		late, err := origin.Prepare(t.Context(), volume.Request{Name: "race", Server: "cancelled", Run: "late", Bytes: 32 << 20})
 		if err != nil {
 			t.Fatal(err)
 		}
 		first := take(t, origin, volume.Request{Name: "race", Server: "cancelled", Run: "first", Bytes: 32 << 20})
-		_, err = late.Take(t.Context())
+		_, err = finish(t, late)
 		refused(t, err, respaldo.Refused, "already exists")
 		if err := late.Cancel(t.Context()); err != nil {
 			t.Error(err)
@@ -378,6 +394,9 @@ func cancelled(t *testing.T, origin volume.Volume) {
 		}
 	}
 	p, err := origin.Prepare(t.Context(), volume.Request{Name: "never", Server: "cancelled", Bytes: 32 << 20})
+	if err == nil {
+		err = p.Ready(t.Context())
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

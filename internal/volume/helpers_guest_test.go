@@ -34,11 +34,22 @@ func take(t *testing.T, v volume.Volume, r volume.Request) volume.Snapshot {
 	if err != nil {
 		t.Fatal(err)
 	}
-	snap, err := p.Take(t.Context())
+	snap, err := finish(t, p)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return snap
+}
+
+// finish takes what is prepared.
+func finish(t *testing.T, p volume.Pending) (volume.Snapshot, error) {
+	t.Helper()
+	err := p.Take(t.Context())
+	snap, finishErr := p.Finish()
+	if err != nil && (snap != nil || finishErr != nil) {
+		t.Errorf("not taken (%v), and yet: %v, %v", err, snap, finishErr)
+	}
+	return snap, firstOf(err, finishErr)
 }
 
 // remove looks a snapshot up by name and removes it; none is fine too.

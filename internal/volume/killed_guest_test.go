@@ -42,10 +42,10 @@ func commandLines(t *testing.T, path, program string) func(name string) []string
 	return func(name string) []string {
 		t.Helper()
 		p, err := origin.Prepare(t.Context(), volume.Request{Name: name, Server: "killed", Bytes: 16 << 20})
-		if err != nil {
-			t.Fatal(err)
+		var snap volume.Snapshot
+		if err == nil {
+			snap, err = finish(t, p)
 		}
-		snap, err := p.Take(t.Context())
 		if program == "lvremove" && err == nil {
 			err = snap.Remove(t.Context())
 		}
@@ -56,13 +56,13 @@ func commandLines(t *testing.T, path, program string) func(name string) []string
 	}
 }
 
-// TestKilledCommand kills lvcreate and lvremove, as we call them, right after calls by
-// which they change something. After each, writers get on, the leftover is found by its
-// tag and removed, and neither LVM nor the kernel keeps a trace. With RESPALDO_SOAK set
-// every single call is swept, else those around the suspension of the origin.
+// TestKilledCommand kills the commands that make and remove a snapshot, as we call them,
+// right after calls by which they change something. After each, writers get on, the leftover
+// is found by its tag and removed, and neither LVM nor the kernel keeps a trace. With
+// RESPALDO_SOAK set every single call is swept, else those around the suspension of the origin.
 func TestKilledCommand(t *testing.T) {
-	for _, kind := range []string{"thick-ext4", "thin-ext4"} {
-		for _, program := range []string{"lvcreate", "lvremove"} {
+	for kind, programs := range map[string][]string{"thick-ext4": {"lvcreate", "lvconvert", "lvremove"}, "thin-ext4": {"lvcreate", "lvremove"}} {
+		for _, program := range programs {
 			t.Run(kind+"/"+program, func(t *testing.T) {
 				v := guest.NewVolume(t, guest.VolumeSpec{Kind: kind, Bytes: 128 << 20})
 				sys := system(t)
@@ -119,7 +119,7 @@ func worthKilling(t *testing.T, calls []string) []int {
 			resumes = append(resumes, i+1)
 		}
 	}
-	if len(suspends) == 0 { // lvremove of a thin snapshot
+	if len(suspends) == 0 { // lvremove of a thin snapshot, lvcreate of a thick one's store
 		return []int{len(calls) / 2, len(calls) - 1}
 	}
 	last := suspends[len(suspends)-1]

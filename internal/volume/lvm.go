@@ -3,16 +3,16 @@ package volume
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/dustin/go-humanize"
 
 	"github.com/respaldo-backup/respaldo"
-	"github.com/respaldo-backup/respaldo/internal/run"
 )
 
 // lvmVolume is a logical volume, thick or thin, with a filesystem directly on it.
@@ -22,6 +22,8 @@ type lvmVolume struct {
 	vg   string
 	lv   string
 	pool string // thin only
+
+	patient atomic.Bool // its snapshots are waited for to the end: one suspension was not all
 }
 
 // Limits above which a new snapshot is refused. They leave Watch, whose limits are
@@ -89,6 +91,11 @@ func refuseLV(r lvRow) error {
 		return refuse(moveHint, "is in a clustered volume group, which is not supported")
 	}
 	return nil
+}
+
+// onePause: what lies below a volume of another type may need suspensions of its own.
+func onePause(r lvRow) bool {
+	return is(r.Layout, "linear") || is(r.Layout, "striped") || is(r.Layout, "thin")
 }
 
 func (v *lvmVolume) thin() bool { return v.pool != "" }
@@ -202,8 +209,13 @@ func (v *lvmVolume) Prepare(ctx context.Context, r Request) (Pending, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &lvmPending{volume: v, started: r.Started, bytes: bytes, desc: respaldo.Snapshot{Name: r.Name, Server: r.Server, Run: r.Run, Kind: v.desc.Kind,
-		Volume: v.desc.Name, Path: "/dev/mapper/" + dmName(v.vg, r.Name), Kept: r.Kept, Expires: r.Expires}}, nil
+	p := &lvmPending{volume: v, started: r.Started, bytes: bytes, locks: v.sys.groupLocks(ctx), plain: onePause(origin),
+		desc: respaldo.Snapshot{Name: r.Name, Server: r.Server, Run: r.Run, Kind: v.desc.Kind,
+			Volume: v.desc.Name, Path: "/dev/mapper/" + dmName(v.vg, r.Name), Kept: r.Kept, Expires: r.Expires}}
+	if err := p.makeStore(ctx); err != nil {
+		return nil, errors.Join(err, p.Cancel(context.WithoutCancel(ctx)))
+	}
+	return p, nil
 }
 
 func (v *lvmVolume) Refusal(ctx context.Context, r Request) error {
@@ -256,60 +268,4 @@ func (v *lvmVolume) Snapshots(ctx context.Context) ([]Snapshot, error) {
 		return nil, err
 	}
 	return slices.DeleteFunc(all, func(s Snapshot) bool { return s.Describe().Volume != v.desc.Name }), nil
-}
-
-type lvmPending struct {
-	volume  *lvmVolume
-	desc    respaldo.Snapshot
-	bytes   int64
-	taken   bool
-	started func(pid int)
-}
-
-func (p *lvmPending) Describe() respaldo.Snapshot { return p.desc }
-func (p *lvmPending) Bytes() int64                { return p.bytes }
-
-func (p *lvmPending) Take(ctx context.Context) (Snapshot, error) {
-	p.desc.Created = time.Now()
-	s := p.volume.sys
-	_, err := s.Run.Run(ctx, run.Cmd{Argv: s.lvmArgv(createArgv(p.desc, p.bytes, p.volume.desc.Name)), Uninterruptible: true, Started: p.started})
-	if err != nil {
-		return nil, lvmError(respaldo.SnapshotLost, "cannot snapshot logical volume "+p.volume.desc.Name, err)
-	}
-	p.taken = true
-	return s.lvmSnapshot(p.desc, p.volume.vg, p.volume.pool), nil
-}
-
-// createArgv makes the snapshot and its tags in one command. A thin one is active at
-// once and keeps the flag that leaves it inactive at the next boot (-K ignores the flag
-// this time only): it carries the origin's filesystem UUID, and an fstab line by UUID
-// could mount it as production. -An leaves out the copy of the group's metadata below
-// /etc/lvm, whose fsyncs would be under the lock; removing the snapshot writes it.
-func createArgv(d respaldo.Snapshot, bytes int64, origin string) []string {
-	argv := []string{"lvcreate", "--yes", "--autobackup", "n", "--snapshot", "--name", d.Name}
-	if bytes > 0 {
-		argv = append(argv, "--size", strconv.FormatInt(bytes, 10)+"b")
-	} else {
-		argv = append(argv, "--ignoreactivationskip")
-	}
-	for _, t := range encodeTags(d) {
-		argv = append(argv, "--addtag", t)
-	}
-	return append(argv, origin)
-}
-
-// Cancel leaves alone what another run has made under the same name meanwhile.
-func (p *lvmPending) Cancel(ctx context.Context) error {
-	if p.taken {
-		return nil
-	}
-	snap := &lvmSnapshot{sys: p.volume.sys, desc: p.desc, vg: p.volume.vg, pool: p.volume.pool}
-	row, ok, err := snap.row(ctx)
-	if err != nil {
-		return err
-	}
-	if d, ours := decodeTags(row.tags()); ok && (!ours || d.Server != p.desc.Server || d.Run != p.desc.Run) {
-		return nil
-	}
-	return snap.Remove(ctx)
 }

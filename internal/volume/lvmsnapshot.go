@@ -296,7 +296,7 @@ func (t thinSnapshot) Clone(ctx context.Context, r Request) (Snapshot, error) {
 	}
 	d := respaldo.Snapshot{Name: r.Name, Server: r.Server, Run: r.Run, Kind: respaldo.LVMThin, Volume: t.desc.Volume, Created: time.Now(),
 		Path: "/dev/mapper/" + dmName(t.vg, r.Name), Kept: r.Kept, Expires: r.Expires}
-	if _, err := t.sys.Run.Run(ctx, run.Cmd{Argv: t.sys.lvmArgv(createArgv(d, 0, t.name())), Uninterruptible: true, Started: r.Started}); err != nil {
+	if _, err := t.sys.Run.Run(ctx, run.Cmd{Argv: t.sys.lvmArgv(createArgv(d, t.name())), Uninterruptible: true, Started: r.Started}); err != nil {
 		return nil, lvmError(respaldo.SnapshotLost, "cannot snapshot "+t.name(), err)
 	}
 	return t.sys.lvmSnapshot(d, t.vg, t.pool), nil

@@ -3,12 +3,11 @@ package volume
 import (
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/run"
@@ -105,9 +104,11 @@ func (s *System) ResumeSuspended(ctx context.Context, v respaldo.Volume) error {
 // what was under way. Volumes that somebody else has suspended are left alone. Who may not
 // use device-mapper has nothing to resume.
 func (s *System) ResumeLeftovers(ctx context.Context) error {
-	if unix.Access("/dev/mapper/control", unix.R_OK|unix.W_OK) != nil {
+	control, err := os.OpenFile("/dev/mapper/control", os.O_RDWR, 0)
+	if err != nil { // a container may have the file and nothing behind it
 		return nil
 	}
+	control.Close()
 	devices, err := s.dmDevices(ctx)
 	if run.NotInstalled(err) {
 		return nil
@@ -163,9 +164,12 @@ func (s *System) hasOurs(ctx context.Context, devices []dmDevice, origin dmDevic
 }
 
 // careful is an LVM that does not scan a suspended volume for a signature: it would hang with it.
-func (s *System) careful() *System {
+func (s *System) careful() *System { return s.with("devices/ignore_suspended_devices=1") }
+
+// with is an LVM with settings of its own.
+func (s *System) with(config string) *System {
 	c := *s
-	c.LVMConfig = strings.TrimSpace(s.LVMConfig + " devices/ignore_suspended_devices=1")
+	c.LVMConfig = strings.TrimSpace(s.LVMConfig + " " + config)
 	return &c
 }
 

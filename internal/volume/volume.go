@@ -27,6 +27,10 @@ const DefaultStateDir = "/run/respaldo"
 // snapshot has no free space left.
 var ErrNoRoom = errors.New("no room for the snapshot")
 
+// ErrSuspendedAgain is in the chain when a snapshot was discarded because its volume was
+// suspended more than once meanwhile; the next one of the same Volume will bear that.
+var ErrSuspendedAgain = errors.New("the volume was suspended again")
+
 // System is the machine's storage. Most of what it does needs root. Safe for
 // concurrent use.
 type System struct {
@@ -91,18 +95,31 @@ type Request struct {
 	Started func(pid int)
 }
 
-// Pending is a snapshot about to be taken.
+// Pending is a snapshot about to be taken: Ready, Take and Finish, each once, in this order.
+// After an error, or when it is not taken at all, Cancel is due.
 type Pending interface {
 	// Describe is complete but for Created.
 	Describe() respaldo.Snapshot
 	// Bytes is the chosen copy-on-write size; 0 unless thick.
 	Bytes() int64
-	// Take makes the snapshot by one command (Btrfs: one system call) that nothing
-	// interrupts, and does nothing else. It is called at most once. After an error, or
-	// when it is not called at all, Cancel is due.
-	Take(ctx context.Context) (Snapshot, error)
+	// Ready starts what takes the snapshot, as far as it can be held: it comes right before
+	// the lock. Between it and Finish, for seconds at most, LVM commands that concern
+	// the same volume group wait, our own as well. Take does it if it was not called.
+	Ready(ctx context.Context) error
+	// Take returns when the instant of the snapshot has passed: writers need be held no
+	// longer. What makes the snapshot is one command (Btrfs: one system call) that nothing
+	// interrupts; when the context ends, Take does not wait for it.
+	Take(ctx context.Context) error
+	// Finish waits for that command and returns the snapshot, which is none if it failed. It
+	// must be called after Ready or Take, whatever became of them, and lets go of all that
+	// they hold; without a successful Take it returns neither a snapshot nor an error.
+	Finish() (Snapshot, error)
+	// Pause is how long the volume itself was suspended by a snapshot that is finished; 0 if
+	// that was not seen. For Btrfs it is how long the system call took: a transaction's
+	// commit, during which most writers go on.
+	Pause() time.Duration
 	// Cancel removes what Prepare, or a Take that failed, has left. After a successful
-	// Take it does nothing. Idempotent.
+	// Take and Finish it does nothing. Idempotent.
 	Cancel(ctx context.Context) error
 }
 
