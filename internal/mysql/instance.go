@@ -292,6 +292,14 @@ func (i *Instance) open() (*sql.DB, error) {
 func (i *Instance) startFailed() error {
 	var exit *run.ExitError
 	if errors.As(i.exitErr, &exit) {
+		if exit.Signal == unix.SIGKILL { // which no server does to itself, whatever its image
+			return &respaldo.Error{
+				Kind: respaldo.Failed,
+				What: "the server started on the image was killed before it was ready",
+				Hint: "was memory short? dmesg tells; then run again",
+				Err:  exit,
+			}
+		}
 		switch exit.Exit {
 		case setupFailed:
 			return namespaceError(errors.New(strings.TrimSpace(exit.Stderr)))

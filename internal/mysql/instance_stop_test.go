@@ -52,6 +52,20 @@ func TestStopTellsWhetherTheServerEndedInOrder(t *testing.T) {
 	}
 }
 
+// Whoever killed it, memory's shortage for one, says nothing of the image.
+func TestKilledBeforeItIsReady(t *testing.T) {
+	t.Parallel()
+	r := theOrigin(t, "mysql-5.6").clean.request(t)
+	r.Started = func(pid int) { unix.Kill(pid, unix.SIGKILL) }
+	i, err := StartInstance(t.Context(), r)
+	if err == nil {
+		i.Stop(t.Context())
+	}
+	if respaldo.KindOf(err) != respaldo.Failed || !strings.Contains(err.Error(), "was killed before it was ready") {
+		t.Errorf("killed: %v", err)
+	}
+}
+
 // What crashes when it shuts down has not proved its image.
 func TestCrashAtShutdownIsAProblem(t *testing.T) {
 	t.Parallel()
