@@ -3,6 +3,7 @@ package mysql
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -145,6 +146,35 @@ func TestDamagedBinlogHasNoCoordinates(t *testing.T) {
 				if whole && (err != nil || at.Position != uint64(earlier)) || !whole && (err == nil || !strings.Contains(explained(err), base+" of the image is damaged")) {
 					t.Errorf("cut at %d with %s after it: %s, %v", cut, next, at, err)
 				}
+			}
+		})
+	}
+}
+
+// MariaDB 10.5 may tell the position of an older commit than the last that InnoDB has, which
+// is no loss; a later release tells the last.
+func TestOlderPositionIsNoLoss(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{"mariadb-10.5": "", "mariadb-11.8": "InnoDB lacks the last"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, last, earlier := theOrigin(t, name).unlocked(t)
+			r.readCoordinates(t)
+			i := startInstance(t, r)
+			at, err := i.Coordinates(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			told, err := os.OpenFile(i.LogPath(), os.O_APPEND|os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer told.Close()
+			if _, err := fmt.Fprintf(told, "0 [Note] InnoDB: Last binlog file './%s', position %d\n", filepath.Base(last), earlier); err != nil {
+				t.Fatal(err)
+			}
+			if problem, err := i.askInnoDB(t.Context(), at); err != nil || want == "" && problem != "" || !strings.Contains(problem, want) {
+				t.Errorf("%q, %v", problem, err)
 			}
 		})
 	}
