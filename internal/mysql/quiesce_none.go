@@ -203,8 +203,7 @@ func (l *lock) halfDone(ctx context.Context) error {
 	}
 	for _, p := range list {
 		if onAccounts.MatchString(p["info"]) {
-			seconds, _ := strconv.Atoi(p["time"])
-			return crossed("BACKUP STAGE has stopped a statement midway, so the snapshot may have half of it: %s", statementOf(p, seconds))
+			return crossed("BACKUP STAGE has stopped a statement midway, so the snapshot may have half of it: %s", statementOf(p))
 		}
 	}
 	return nil
@@ -233,8 +232,7 @@ func (w *watch) running(ctx context.Context) (string, error) {
 	}
 	for _, p := range list {
 		if mustNotCross(p["info"], w.ddl) || w.own && onOwn.MatchString(p["info"]) {
-			seconds, _ := strconv.Atoi(p["time"])
-			return statementOf(p, seconds).String(), nil
+			return statementOf(p).String(), nil
 		}
 	}
 	if !w.ddl && !w.own {
