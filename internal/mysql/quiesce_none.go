@@ -77,13 +77,16 @@ var (
 // the statement inside, while that runs. SET also sets passwords.
 var (
 	harmless = regexp.MustCompile(`(?is)^(\s|\(|` + comment + `)*(select|insert|update|delete|replace|with|values|begin|start\s+transaction|commit|rollback|savepoint|release|set|show|desc|describe|explain|use|do|call|execute|prepare|deallocate|load\s+data|lock|unlock|flush|kill|handler|checksum|check|help|purge|backup|binlog|xa\s+(start|begin|end|recover))\b`)
-	onOwn    = regexp.MustCompile(`(?is)^(\s|/\*M?!\d*|` + comment + `)*(grant|revoke|install|uninstall|analyze|set\s+statement|(alter|create|drop|rename)\s+(or\s+replace\s+)?(user|role|server))\b`)
-	harmful  = regexp.MustCompile(`(?is)^(\s|/\*M?!\d*|` + comment + `)*(set\s+(password|default)|reset|xa\s+(prepare|commit|rollback))\b`)
+	onOwn    = regexp.MustCompile(begins + `(grant|revoke|install|uninstall|analyze|set\s+statement|(alter|create|drop|rename)\s+(or\s+replace\s+)?(user|role|server))\b`)
+	harmful  = regexp.MustCompile(begins + `(set\s+(password|default)|reset|xa\s+(prepare|commit|rollback))\b`)
 	// What may be half done under BACKUP STAGE BLOCK_COMMIT: see halfDone.
-	onAccounts = regexp.MustCompile(`(?is)^(\s|/\*M?!\d*|` + comment + `)*(grant|revoke|install|uninstall|set\s+(statement|password|default)|(alter|create|drop|rename)\s+(or\s+replace\s+)?(user|role|server))\b`)
+	onAccounts = regexp.MustCompile(begins + `(grant|revoke|install|uninstall|set\s+(statement|password|default)|(alter|create|drop|rename)\s+(or\s+replace\s+)?(user|role|server))\b`)
 	// MariaDB's SET STATEMENT … FOR may stand before anything.
-	wraps = regexp.MustCompile(`(?is)^(\s|/\*M?!\d*|` + comment + `)*set\s+statement\b`)
+	wraps = regexp.MustCompile(begins + `set\s+statement\b`)
 )
+
+// begins is what may stand before a statement that is executed, /*! included.
+const begins = `(?is)^(\s|/\*M?!\d*|` + comment + `)*`
 
 // comment is one that is none of a statement's: what stands in /*! and /*M! is executed. It
 // matches one comment only, never on to the end of a later one.

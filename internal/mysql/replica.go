@@ -145,15 +145,11 @@ func notOrigin(vars map[string]string, m respaldo.Manifest) string {
 // are not listed, may have it.
 func mayReplicate(grants []string) bool {
 	for _, grant := range grants {
-		list, rest, privileges := strings.Cut(strings.TrimPrefix(grant, "GRANT "), " ON ")
-		if !privileges {
+		if !strings.Contains(grant, " ON ") {
 			return true
 		}
-		if !strings.HasPrefix(rest, "*.* ") {
-			continue
-		}
-		for one := range strings.SplitSeq(list, ",") {
-			if one = strings.TrimSpace(one); one == "REPLICATION SLAVE" || one == "ALL PRIVILEGES" {
+		for _, one := range globalPrivileges(grant) {
+			if one == "REPLICATION SLAVE" || one == "ALL PRIVILEGES" {
 				return true
 			}
 		}
