@@ -97,11 +97,7 @@ func testCrossed(t *testing.T, b *box, s *Server, f *Facts) {
 	c := b.conn(t)
 	b.exec(t, "CREATE PROCEDURE d.p() ALTER TABLE d.other ADD COLUMN b INT")
 	counters := func() map[string]int64 {
-		status, err := queryRows(ctx, s.db, "SHOW GLOBAL STATUS")
-		if err != nil {
-			t.Fatal(err)
-		}
-		counters, err := statementCounters(status)
+		counters, _, err := status(ctx, s.db)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -213,15 +213,7 @@ func (l *lock) halfDone(ctx context.Context) error {
 }
 
 func (w *watch) look(ctx context.Context) (h happened, err error) {
-	status, err := queryRows(ctx, w.q, "SHOW GLOBAL STATUS")
-	if err != nil {
-		return h, err
-	}
-	h.redoLog = redoLogState(status)
-	if h.counters, err = statementCounters(status); err != nil {
-		return h, err
-	}
-	if w.ddl || w.own {
+	if h.counters, h.redoLog, err = status(ctx, w.q); err == nil && (w.ddl || w.own) {
 		h.files, err = systemFiles(filepath.Join(w.f.Process.DataDir, "mysql"))
 	}
 	return h, err
@@ -264,6 +256,15 @@ func (w *watch) running(ctx context.Context) (string, error) {
 // mustNotCross judges a running statement; without ddl that is kept out by a lock.
 func mustNotCross(statement string, ddl bool) bool {
 	return statement != "" && (harmful.MatchString(statement) || ddl && (!harmless.MatchString(statement) || wraps.MatchString(statement)))
+}
+
+// status reads what must not change across a snapshot: statementCounters and redoLogState.
+func status(ctx context.Context, q queryer) (counters map[string]int64, redoLog string, err error) {
+	status, err := queryRows(ctx, q, "SHOW GLOBAL STATUS")
+	if err == nil {
+		counters, err = statementCounters(status)
+	}
+	return counters, redoLogState(status), err
 }
 
 // statementCounters counts the statements of all sessions since the server's start.
