@@ -92,7 +92,7 @@ func testNoLockAccount(t *testing.T, b *box) {
 	if mode, reason, err := ChooseLock(f, respaldo.LockAuto); err != nil || mode != respaldo.LockNone {
 		t.Fatalf("with %q: %s, %s, %v", NoLockGrants(v), mode, reason, err)
 	}
-	if _, err := s.Quiesce(context.Background(), quiet(f, respaldo.LockNone), func(context.Context, respaldo.Coordinates) error { return nil }); err != nil {
+	if _, err := s.Quiesce(context.Background(), quiet(f, respaldo.LockNone), nothing); err != nil {
 		t.Fatal(explained(err))
 	}
 	if v.Flavor != respaldo.MySQL {

@@ -18,10 +18,7 @@ func testQuiesceBlindly(t *testing.T, b *box, s *Server, f *Facts) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	locked := func(context.Context, respaldo.Coordinates) error {
-		t.Error("locked")
-		return nil
-	}
+	locked := never(t)
 	for _, mode := range []respaldo.LockMode{mode, respaldo.LockGlobal} {
 		req := quiet(f, mode)
 		ctx, cancel := context.WithCancel(context.Background())
@@ -100,25 +97,17 @@ func testLongSelect(t *testing.T, b *box, s *Server, req QuiesceRequest) {
 		return len(found) == 1 && found[0].ID == id
 	})
 	if s.version.Flavor == respaldo.MariaDB {
-		_, err := s.Quiesce(context.Background(), req, func(context.Context, respaldo.Coordinates) error { return nil })
+		_, err := s.Quiesce(context.Background(), req, nothing)
 		if err != nil {
 			t.Error(explained(err))
 		}
 		return
 	}
 	req.Budget = 200 * time.Millisecond
-	_, err := s.Quiesce(context.Background(), req, func(context.Context, respaldo.Coordinates) error {
-		t.Error("locked")
-		return nil
-	})
+	_, err := s.Quiesce(context.Background(), req, never(t))
 	mustBe(t, err, respaldo.LockTimeout, fmt.Sprintf("connection %d of user root", id), "SELECT SLEEP(?) FROM d.t", fmt.Sprintf("KILL %d", id))
 	b.writes(t)
-	if err := within(t, "a write to the table that the report reads", func() error {
-		_, err := b.root.Exec("INSERT INTO d.t (v) VALUES (1)")
-		return err
-	}); err != nil {
-		t.Error(err)
-	}
+	b.writesTo(t, "d.t") // the table that the report reads
 	if f := mustFacts(t, s); len(f.Long) != 1 || f.Long[0].ID != id {
 		t.Errorf("check would show %v", f.Long)
 	}
@@ -135,7 +124,7 @@ func testLongSelect(t *testing.T, b *box, s *Server, req QuiesceRequest) {
 		calm = len(found) == 0
 		return err
 	}
-	if _, err := s.Quiesce(context.Background(), req, func(context.Context, respaldo.Coordinates) error { return nil }); err != nil {
+	if _, err := s.Quiesce(context.Background(), req, nothing); err != nil {
 		t.Error(explained(err))
 	}
 	if !calm {
@@ -152,10 +141,7 @@ func testLockTables(t *testing.T, b *box, s *Server, req QuiesceRequest) {
 		t.Fatal(err)
 	}
 	req.Budget = 300 * time.Millisecond
-	_, err := s.Quiesce(context.Background(), req, func(context.Context, respaldo.Coordinates) error {
-		t.Error("locked")
-		return nil
-	})
+	_, err := s.Quiesce(context.Background(), req, never(t))
 	mustBe(t, err, respaldo.LockTimeout, "LOCK TABLES on d.t")
 	if b.name == "mysql-9.7" {
 		mustBe(t, err, respaldo.LockTimeout, fmt.Sprintf("connection %d of user root", id), fmt.Sprintf("KILL %d", id))
@@ -189,10 +175,7 @@ func testLockTablesAmongOthers(t *testing.T, b *box, s *Server, req QuiesceReque
 	}
 	waitFor(t, "others", b.runs(t, "SELECT SLEEP", "User sleep"))
 	req.Budget = 100 * time.Millisecond
-	_, err := s.Quiesce(context.Background(), req, func(context.Context, respaldo.Coordinates) error {
-		t.Error("locked")
-		return nil
-	})
+	_, err := s.Quiesce(context.Background(), req, never(t))
 	mustBe(t, err, respaldo.LockTimeout, "LOCK TABLES on", "d.t")
 	cancel()
 	for range others {
@@ -229,10 +212,7 @@ func testDDL(t *testing.T, b *box, s *Server, req QuiesceRequest) {
 		return len(found) == 1 && found[0].ID == id
 	})
 	req.Budget = 200 * time.Millisecond
-	_, err := s.Quiesce(ctx, req, func(context.Context, respaldo.Coordinates) error {
-		t.Error("locked")
-		return nil
-	})
+	_, err := s.Quiesce(ctx, req, never(t))
 	mustBe(t, err, respaldo.LockTimeout, fmt.Sprintf("connection %d of user root", id), "ALTER TABLE d.t ADD COLUMN")
 	b.writes(t)
 	if _, err := reader.ExecContext(ctx, "COMMIT"); err != nil {

@@ -67,9 +67,11 @@ func testNoLockBudget(t *testing.T, b *box, s *Server, req QuiesceRequest) {
 func testObstacles(t *testing.T, b *box, s *Server, req QuiesceRequest) {
 	waitFor(t, "the report to run for long", func() bool {
 		list, err := queryRows(context.Background(), b.root, lookStatement)
-		return err != nil || slices.ContainsFunc(list, func(p row) bool { return strings.HasPrefix(p["info"], "SELECT SLEEP") && p["time"] != "0" })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(list, func(p row) bool { return strings.HasPrefix(p["info"], "SELECT SLEEP") && p["time"] != "0" })
 	})
-	nothing := func(context.Context, respaldo.Coordinates) error { return nil }
 	if _, err := s.Quiesce(context.Background(), req, nothing); err != nil {
 		t.Error(explained(err))
 	}
@@ -113,12 +115,7 @@ func testCommitsGoOn(t *testing.T, b *box, s *Server, req QuiesceRequest) {
 		}
 		before := count(t, b, "d.t")
 		for range 3 {
-			if err := within(t, "a commit", func() error {
-				_, err := b.root.Exec("INSERT INTO d.t (v) VALUES (1)")
-				return err
-			}); err != nil {
-				t.Error(err)
-			}
+			b.writesTo(t, "d.t")
 		}
 		if after := count(t, b, "d.t"); after != before+3 {
 			t.Errorf("%d rows, then %d", before, after)
@@ -149,10 +146,7 @@ func testCommitsGoOn(t *testing.T, b *box, s *Server, req QuiesceRequest) {
 // testChangedSince changes the server after it was looked at.
 func testChangedSince(t *testing.T, b *box, s *Server, f *Facts) {
 	b.exec(t, "CREATE TABLE d.late (id INT) ENGINE=MyISAM")
-	_, err := s.Quiesce(context.Background(), quiet(f, respaldo.LockNone), func(context.Context, respaldo.Coordinates) error {
-		t.Error("no snapshot should be taken")
-		return nil
-	})
+	_, err := s.Quiesce(context.Background(), quiet(f, respaldo.LockNone), never(t))
 	mustBeCrossed(t, err, "MyISAM (d.late)")
 	if mode, _, ok := Stricter(f, respaldo.LockNone); !ok || mode == respaldo.LockNone || engine(f, "MyISAM").Tables != 1 {
 		t.Errorf("then %s, %t, knowing of %v", mode, ok, f.Engines)
