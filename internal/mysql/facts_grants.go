@@ -51,6 +51,7 @@ func (s *Server) asUs(grants string) string {
 	return strings.ReplaceAll(grants, grantee, s.account)
 }
 
+// asUs is Server.asUs, for what is said of a server that is not asked any more.
 func (f *Facts) asUs(grants string) string {
 	return strings.ReplaceAll(grants, grantee, firstOf(f.account, grantee))
 }
