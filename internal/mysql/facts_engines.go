@@ -155,12 +155,7 @@ func (s *Server) seesAllTables(ctx context.Context) (bool, error) {
 			if strings.HasPrefix(text, "REVOKE ") {
 				return false, nil
 			}
-			privileges, _, ok := strings.Cut(strings.TrimPrefix(text, "GRANT "), " ON *.* TO ")
-			if !ok {
-				continue
-			}
-			for _, p := range strings.Split(privileges, ",") {
-				p = strings.TrimSpace(p)
+			for _, p := range globalPrivileges(text) {
 				sees = sees || p == "SELECT" || p == "ALL PRIVILEGES"
 			}
 		}

@@ -51,6 +51,21 @@ func (s *Server) asUs(grants string) string {
 	return strings.ReplaceAll(grants, grantee, s.account)
 }
 
+// asUs is Server.asUs, for what is said of a server that is not asked any more.
+func (f *Facts) asUs(grants string) string {
+	return strings.ReplaceAll(grants, grantee, firstOf(f.account, grantee))
+}
+
+// globalPrivileges are those that a line of SHOW GRANTS gives on everything; none where it
+// gives a role.
+func globalPrivileges(grant string) []string {
+	list, on, _ := strings.Cut(strings.TrimPrefix(grant, "GRANT "), " ON ")
+	if !strings.HasPrefix(on, "*.* ") {
+		return nil
+	}
+	return strings.Split(strings.ReplaceAll(list, ", ", ","), ",")
+}
+
 // quoteAccount makes CURRENT_USER()'s user@host what GRANT takes. A user's name may have
 // an @, a host's may not.
 func quoteAccount(account string) string {

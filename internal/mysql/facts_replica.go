@@ -96,12 +96,7 @@ func (s *Server) mayPause(ctx context.Context, q queryer) (bool, error) {
 	}
 	for _, row := range rows {
 		for _, grant := range row {
-			list, on, found := strings.Cut(strings.TrimPrefix(grant, "GRANT "), " ON ")
-			if !found || !strings.HasPrefix(on, "*.* ") {
-				continue
-			}
-			for one := range strings.SplitSeq(list, ",") {
-				one = strings.TrimSpace(one)
+			for _, one := range globalPrivileges(grant) {
 				if one == "ALL PRIVILEGES" || one == pausePrivilege(s.version) || one == "SUPER" && s.version.Flavor == respaldo.MySQL {
 					return true, nil
 				}

@@ -22,17 +22,13 @@ var noTables = regexp.MustCompile(`^com_((grant|revoke|install|uninstall)(_.*)?|
 // tables looks at all that DDL can change: engines, where tablespaces lie, what is encrypted.
 // As of when that is, f.counters tell, which are read before.
 func (s *Server) tables(ctx context.Context, q queryer, f *Facts) error {
-	status, err := queryRows(ctx, q, "SHOW GLOBAL STATUS")
-	if err != nil {
-		return s.explain(err, "reading the server's status")
-	}
-	if f.counters, err = statementCounters(status); err != nil {
+	var err error
+	if f.counters, f.redoLogState, err = status(ctx, q); err != nil {
 		return s.explain(err, "reading the server's status")
 	}
 	if f.ddlRan, err = s.ddlRuns(ctx, q); err != nil { // it is counted already, and not seen yet
 		return s.explain(err, "looking at running statements")
 	}
-	f.redoLogState = redoLogState(status)
 	files := lookAtFiles(f.Process.DataDir)
 	f.FilesSeen = files.seen
 	if err := s.engines(ctx, q, f, files); err != nil {
@@ -70,11 +66,7 @@ func (f *Facts) tablesMoved(counters map[string]int64) bool {
 // refresh looks at the tables again if there was DDL since, and takes over what may change
 // without a new choice. Where there was none it costs two short queries.
 func (s *Server) refresh(ctx context.Context, q queryer, f *Facts, mode respaldo.LockMode) error {
-	status, err := queryRows(ctx, q, "SHOW GLOBAL STATUS")
-	if err != nil {
-		return s.explain(err, "reading the server's status")
-	}
-	counters, err := statementCounters(status)
+	counters, _, err := status(ctx, q)
 	if err != nil || !f.tablesMoved(counters) {
 		return s.explain(err, "reading the server's status")
 	}

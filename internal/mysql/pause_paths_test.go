@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -48,7 +47,6 @@ func testPausePaths(t *testing.T, p *pair, slow bool) {
 	})
 	f := mustFacts(t, p.server)
 	req := quiet(f, respaldo.LockGlobal)
-	nothing := func(context.Context, respaldo.Coordinates) error { return nil }
 	failed := &respaldo.Error{Kind: respaldo.SnapshotLost, What: "no room", Hint: "make some"}
 
 	t.Run("fn fails", func(t *testing.T) {
@@ -297,7 +295,7 @@ func testCalmDoesNotLast(t *testing.T, p *pair, req QuiesceRequest) {
 		p.applies(t)
 		p.killOurs(t, func(r row) bool { return r["info"] == long })
 	}
-	q, err := p.quiesced(t.Context(), req, func(context.Context, respaldo.Coordinates) error { return nil })
+	q, err := p.quiesced(t.Context(), req, nothing)
 	if err != nil || times < 2 || len(q.Coordinates.Upstream) != len(p.sources) {
 		t.Error(explained(err), times, q.Coordinates)
 	}
@@ -352,7 +350,7 @@ func testMayNotPause(t *testing.T, p *pair) {
 		t.Errorf("it would stop appliers: %t; warnings: %q", f.pausing(respaldo.LockGlobal), f.Warnings)
 	}
 	s := p.replica.serverAs(t, "backup", "pw")
-	q, err := (&pair{server: s}).quiesced(t.Context(), quiet(f, respaldo.LockGlobal), func(context.Context, respaldo.Coordinates) error { return nil })
+	q, err := (&pair{server: s}).quiesced(t.Context(), quiet(f, respaldo.LockGlobal), nothing)
 	if err != nil {
 		t.Fatal(explained(err))
 	}
@@ -361,7 +359,7 @@ func testMayNotPause(t *testing.T, p *pair) {
 			t.Errorf("%+v is exact under a lock: %t", u, helps)
 		}
 	}
-	mustBe(t, errors.Join(newStandstill(s).begin(t.Context(), time.Minute, unnoted)), respaldo.Refused, "may not stop", pausePrivilege(v))
+	mustBe(t, newStandstill(s).begin(t.Context(), time.Minute, unnoted), respaldo.Refused, "may not stop", pausePrivilege(v))
 	p.applies(t)
 	if f := as(PauseGrant(v)); !f.pausing(respaldo.LockGlobal) {
 		t.Error("it would still not stop the appliers")

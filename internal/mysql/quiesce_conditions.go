@@ -66,7 +66,7 @@ func (f *Facts) accountSeesAll() Condition {
 	c := Condition{What: "account sees all tables", OK: f.SeesAllTables && f.FilesSeen, Why: "it may SELECT everywhere, and the data directory can be read"}
 	switch {
 	case !f.SeesAllTables:
-		c.Why = "the account may not see every table (" + strings.ReplaceAll(SelectGrant(), grantee, firstOf(f.account, grantee)) + ")"
+		c.Why = "the account may not see every table (" + f.asUs(SelectGrant()) + ")"
 	case !f.FilesSeen:
 		c.Why = "the data directory cannot be read by us"
 	}
@@ -157,7 +157,7 @@ func (f *Facts) noPreparedXA() Condition {
 	c := Condition{What: "no XA transaction prepared", OK: !f.xaHidden && f.preparedXA == 0, Why: "there is none"}
 	switch {
 	case f.xaHidden:
-		c.Why = "the account may not see XA transactions (" + strings.ReplaceAll(xaGrant, grantee, firstOf(f.account, grantee)) + ")"
+		c.Why = "the account may not see XA transactions (" + f.asUs(xaGrant) + ")"
 	case f.preparedXA > 0:
 		c.Why = "XA RECOVER lists " + plural(f.preparedXA, "prepared XA transaction")
 	}

@@ -115,9 +115,8 @@ func (l *lock) judge(ctx context.Context, id uint64) (t judged, why string, err 
 			return t, look.why, nil
 		}
 	}
-	seconds, _ := strconv.Atoi(p["time"])
 	p["info"] = p["info"][:min(len(p["info"]), lookLength)]
-	t.Statement, t.kill = statementOf(p, seconds), fmt.Sprintf("KILL QUERY %d", id)
+	t.Statement, t.kill = statementOf(p), fmt.Sprintf("KILL QUERY %d", id)
 	if l.s.version.Flavor == respaldo.MariaDB { // which can say: this statement, and no later one
 		t.kill = "KILL QUERY ID " + p["query"]
 	}

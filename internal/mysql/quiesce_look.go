@@ -71,9 +71,8 @@ func (s *Server) blockers(ctx context.Context, q queryer, mode respaldo.LockMode
 			continue
 		}
 		active++
-		seconds, _ := strconv.Atoi(p["time"])
-		if seconds >= longSeconds && standsInTheWay(s.version, p, mode) {
-			found = append(found, statementOf(p, seconds))
+		if t := statementOf(p); t.Seconds >= longSeconds && standsInTheWay(s.version, p, mode) {
+			found = append(found, t)
 		}
 	}
 	if mode == respaldo.LockNone && !s.version.AtLeast(respaldo.MariaDB, 10, 4, 1) {
@@ -142,8 +141,9 @@ func standsInTheWay(v respaldo.Version, p row, mode respaldo.LockMode) bool {
 	return !reads
 }
 
-func statementOf(p row, seconds int) Statement {
+func statementOf(p row) Statement {
 	id, _ := strconv.ParseUint(p["id"], 10, 64)
+	seconds, _ := strconv.Atoi(p["time"])
 	return Statement{ID: id, User: p["user"], Host: p["host"], Seconds: seconds, State: p["state"], Text: withoutLiterals(p["info"])}
 }
 
@@ -164,8 +164,7 @@ func (s *Server) lockTables(ctx context.Context, q queryer, active int) (found [
 			return nil, nil, err
 		}
 		for _, h := range held {
-			t := statementOf(h, 0)
-			t.Seconds, _ = strconv.Atoi(h["time"])
+			t := statementOf(h)
 			t.LockTables, t.Text = true, "LOCK TABLES on "+h["tables"]
 			found = append(found, t)
 		}

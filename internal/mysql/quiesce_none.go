@@ -77,13 +77,16 @@ var (
 // the statement inside, while that runs. SET also sets passwords.
 var (
 	harmless = regexp.MustCompile(`(?is)^(\s|\(|` + comment + `)*(select|insert|update|delete|replace|with|values|begin|start\s+transaction|commit|rollback|savepoint|release|set|show|desc|describe|explain|use|do|call|execute|prepare|deallocate|load\s+data|lock|unlock|flush|kill|handler|checksum|check|help|purge|backup|binlog|xa\s+(start|begin|end|recover))\b`)
-	onOwn    = regexp.MustCompile(`(?is)^(\s|/\*M?!\d*|` + comment + `)*(grant|revoke|install|uninstall|analyze|set\s+statement|(alter|create|drop|rename)\s+(or\s+replace\s+)?(user|role|server))\b`)
-	harmful  = regexp.MustCompile(`(?is)^(\s|/\*M?!\d*|` + comment + `)*(set\s+(password|default)|reset|xa\s+(prepare|commit|rollback))\b`)
+	onOwn    = regexp.MustCompile(begins + `(grant|revoke|install|uninstall|analyze|set\s+statement|(alter|create|drop|rename)\s+(or\s+replace\s+)?(user|role|server))\b`)
+	harmful  = regexp.MustCompile(begins + `(set\s+(password|default)|reset|xa\s+(prepare|commit|rollback))\b`)
 	// What may be half done under BACKUP STAGE BLOCK_COMMIT: see halfDone.
-	onAccounts = regexp.MustCompile(`(?is)^(\s|/\*M?!\d*|` + comment + `)*(grant|revoke|install|uninstall|set\s+(statement|password|default)|(alter|create|drop|rename)\s+(or\s+replace\s+)?(user|role|server))\b`)
+	onAccounts = regexp.MustCompile(begins + `(grant|revoke|install|uninstall|set\s+(statement|password|default)|(alter|create|drop|rename)\s+(or\s+replace\s+)?(user|role|server))\b`)
 	// MariaDB's SET STATEMENT … FOR may stand before anything.
-	wraps = regexp.MustCompile(`(?is)^(\s|/\*M?!\d*|` + comment + `)*set\s+statement\b`)
+	wraps = regexp.MustCompile(begins + `set\s+statement\b`)
 )
+
+// begins is what may stand before a statement that is executed, /*! included.
+const begins = `(?is)^(\s|/\*M?!\d*|` + comment + `)*`
 
 // comment is one that is none of a statement's: what stands in /*! and /*M! is executed. It
 // matches one comment only, never on to the end of a later one.
@@ -203,23 +206,14 @@ func (l *lock) halfDone(ctx context.Context) error {
 	}
 	for _, p := range list {
 		if onAccounts.MatchString(p["info"]) {
-			seconds, _ := strconv.Atoi(p["time"])
-			return crossed("BACKUP STAGE has stopped a statement midway, so the snapshot may have half of it: %s", statementOf(p, seconds))
+			return crossed("BACKUP STAGE has stopped a statement midway, so the snapshot may have half of it: %s", statementOf(p))
 		}
 	}
 	return nil
 }
 
 func (w *watch) look(ctx context.Context) (h happened, err error) {
-	status, err := queryRows(ctx, w.q, "SHOW GLOBAL STATUS")
-	if err != nil {
-		return h, err
-	}
-	h.redoLog = redoLogState(status)
-	if h.counters, err = statementCounters(status); err != nil {
-		return h, err
-	}
-	if w.ddl || w.own {
+	if h.counters, h.redoLog, err = status(ctx, w.q); err == nil && (w.ddl || w.own) {
 		h.files, err = systemFiles(filepath.Join(w.f.Process.DataDir, "mysql"))
 	}
 	return h, err
@@ -233,8 +227,7 @@ func (w *watch) running(ctx context.Context) (string, error) {
 	}
 	for _, p := range list {
 		if mustNotCross(p["info"], w.ddl) || w.own && onOwn.MatchString(p["info"]) {
-			seconds, _ := strconv.Atoi(p["time"])
-			return statementOf(p, seconds).String(), nil
+			return statementOf(p).String(), nil
 		}
 	}
 	if !w.ddl && !w.own {
@@ -263,6 +256,15 @@ func (w *watch) running(ctx context.Context) (string, error) {
 // mustNotCross judges a running statement; without ddl that is kept out by a lock.
 func mustNotCross(statement string, ddl bool) bool {
 	return statement != "" && (harmful.MatchString(statement) || ddl && (!harmless.MatchString(statement) || wraps.MatchString(statement)))
+}
+
+// status reads what must not change across a snapshot: statementCounters and redoLogState.
+func status(ctx context.Context, q queryer) (counters map[string]int64, redoLog string, err error) {
+	status, err := queryRows(ctx, q, "SHOW GLOBAL STATUS")
+	if err == nil {
+		counters, err = statementCounters(status)
+	}
+	return counters, redoLogState(status), err
 }
 
 // statementCounters counts the statements of all sessions since the server's start.

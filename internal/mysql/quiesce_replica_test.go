@@ -77,8 +77,7 @@ func testReplicaImage(t *testing.T, p *pair, mode respaldo.LockMode, mustPause b
 		t.Errorf("pausing %t: %s", f.pausing(mode), f.pauseReason(mode))
 	}
 	image := filepath.Join(t.TempDir(), "image")
-	var told []respaldo.Upstream
-	q, err := p.quiesced(t.Context(), quiet(f, mode), func(context.Context, respaldo.Coordinates) (err error) {
+	q, err := p.quiesced(t.Context(), quiet(f, mode), func(context.Context, respaldo.Coordinates) error {
 		if running := len(mustFacts(t, p.server).applying()) > 0; running == mustPause {
 			t.Errorf("the appliers run: %t", running)
 		}
@@ -87,7 +86,7 @@ func testReplicaImage(t *testing.T, p *pair, mode respaldo.LockMode, mustPause b
 	if err != nil {
 		t.Fatal(explained(err))
 	}
-	told = q.Coordinates.Upstream
+	told := q.Coordinates.Upstream
 	m := respaldo.Manifest{Version: f.Version, Variables: f.Variables, Layout: f.Layout, BinlogOn: true, Binary: f.Process.Binary, Quiesced: q}
 	i, err := StartInstance(t.Context(), InstanceRequest{Manifest: m, Dirs: map[string]string{p.replica.data: image}, Scratch: shortDir(t)})
 	if err != nil {

@@ -27,8 +27,8 @@ const (
 	// what is usual there; probeIdle, one that is not.
 	probeLead = time.Second
 	probeIdle = 250 * time.Millisecond
-	// probeTail is how long after the release the first commit is waited for at the least and
-	// at the most; in between, twice what is usual.
+	// After the release the first commit is waited for twice as long as is usual between two,
+	// within these.
 	probeTailMin = 100 * time.Millisecond
 	probeTailMax = time.Second
 )
