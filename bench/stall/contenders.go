@@ -83,8 +83,7 @@ func (b *bench) classic() contender {
 	case b.group == "":
 		snapshot = strings.Join(b.btrfs("subvolume", "snapshot", "-r", filepath.Join(b.path, "mysql"), taken), " ")
 		remove = func() error {
-			argv := b.btrfs("subvolume", "delete", "--commit-after", taken)
-			_, err := command(nil, argv[0], argv[1:]...)
+			_, err := command(nil, b.btrfs("subvolume", "delete", "--commit-after", taken)...)
 			return err
 		}
 	default:
@@ -202,8 +201,8 @@ func followed(cmd *exec.Cmd, see func(line string)) (string, error) {
 }
 
 // command runs a program and returns what it writes to standard output.
-func command(stdin *strings.Reader, program string, args ...string) ([]byte, error) {
-	cmd := exec.Command(program, args...)
+func command(stdin *strings.Reader, argv ...string) ([]byte, error) {
+	cmd := exec.Command(argv[0], argv[1:]...)
 	if stdin != nil {
 		cmd.Stdin = stdin
 	}

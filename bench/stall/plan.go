@@ -20,10 +20,10 @@ const (
 	Classic = "classic script"
 )
 
-// Slice is how long one count of Trial.Counts goes on, Lead how long before the contender's
-// start the counts begin.
+// Slice is how long one count of Trial.Counts goes on, a plot's bar; Lead how long before the
+// contender's start the counts begin.
 const (
-	Slice = slice
+	Slice = 10 * time.Millisecond
 	Lead  = 500 * time.Millisecond
 )
 

@@ -82,8 +82,7 @@ func newBench(t guest.T, plan Plan, disk int, kind string) (*bench, error) {
 	}
 	spec.DataDir = filepath.Join(b.path, "mysql")
 	if b.group == "" {
-		argv := b.btrfs("subvolume", "create", spec.DataDir)
-		if _, err := command(nil, argv[0], argv[1:]...); err != nil {
+		if _, err := command(nil, b.btrfs("subvolume", "create", spec.DataDir)...); err != nil {
 			return nil, err
 		}
 	}
@@ -224,8 +223,7 @@ func (b *bench) settle() error {
 	}
 	defer f.Close()
 	if b.group == "" {
-		argv := b.btrfs("subvolume", "sync", b.path)
-		if _, err := command(nil, argv[0], argv[1:]...); err != nil {
+		if _, err := command(nil, b.btrfs("subvolume", "sync", b.path)...); err != nil {
 			return err
 		}
 	}
