@@ -20,8 +20,9 @@ import (
 )
 
 const (
-	// probeEvery is how often a StallProbe looks. It costs a system call each time.
-	probeEvery = time.Millisecond
+	// probeEvery is how often a StallProbe looks. It costs a system call each time, and a turn
+	// of the processor.
+	probeEvery = 2 * time.Millisecond
 	// probeLead is how long it watches a server that is written to before the lock, to know
 	// what is usual there; probeIdle, one that is not.
 	probeLead = time.Second
