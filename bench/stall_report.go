@@ -41,7 +41,7 @@ const stallMethod = "The load does not wait for its turn: a transaction that is 
 	"from the contender's start on. p99.9 is of whole transactions of three statements, from when each was due. " +
 	"The lock is from asking for it to giving it back, as the contender says, or by the server's clock before and after the statements of the script. " +
 	"The volume's pause is the longest write of one byte to a file on the volume, without any database: it waits while the filesystem is suspended, and for a processor. " +
-	"Suspended is from suspend to resume of the volume, as respaldo saw it in sysfs. " +
+	"Suspended is from suspend to resume of the volume, as respaldo saw it in sysfs; on Btrfs the time of the system call. " +
 	"Every contender took its snapshot once before, for nothing, and then once in each round, in an order that rotates. " +
 	"The row shown is the round whose gap is the median. " +
 	"All of them, respaldo included, used LVM with the distribution's lvm.conf; mylvmbackup with backuptype=none, which makes no copy."

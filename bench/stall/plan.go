@@ -81,7 +81,8 @@ type Trial struct {
 	// without any database: while LVM or Btrfs holds the filesystem, it does not return.
 	Pause float64 `json:"pause_seconds"`
 	// Suspended is for how long the volume was suspended by respaldo's own account, which sees
-	// it where Pause is longer because the probe, too, had to wait for a processor. 0: not seen.
+	// it where Pause is longer because the probe, too, had to wait for a processor; on Btrfs it
+	// is the time of the system call. 0: not seen.
 	Suspended float64 `json:"suspended_seconds,omitempty"`
 	// Counts are the commits in each Slice, from Lead before the contender's start on.
 	Counts []int  `json:"counts,omitempty"`
