@@ -91,7 +91,7 @@ func TestRowsLookLikeSysbenchs(t *testing.T) {
 
 // The table shows the median of the rounds, beside its ratio to the baseline.
 func TestReport(t *testing.T) {
-	r := &report{Format: 1, Versions: map[string]string{}}
+	r := &report{header: header{Format: 1, Versions: map[string]string{}}}
 	for _, wall := range []float64{9, 2, 3} {
 		r.add(ours, backupStep, Measurement{Wall: wall, User: 6, System: 2, Peak: 200 << 20, Stored: 1 << 30})
 		r.add(ours, againStep, Measurement{Wall: 1, User: 1, Peak: 100 << 20, Stored: 8 << 10, Read: 2 << 30})

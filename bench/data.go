@@ -47,7 +47,7 @@ type dataset struct {
 
 // prepareData returns a data directory of about the given size, made by a real server and
 // kept for the next run. It is ours alone until released.
-func prepareData(ctx context.Context, dir string, size int64, log func(string, ...any)) (*dataset, error) {
+func prepareData(ctx context.Context, dir string, size int64) (*dataset, error) {
 	home := filepath.Join(dir, fmt.Sprintf("data-%dMB-%d", size>>20, dataRecipe))
 	d := &dataset{dir: filepath.Join(home, "data"), work: home + ".work", redo: redoLog(size)}
 	d.rows = int(max(size-emptyBytes-int64(d.redo)<<20, size/10) / tables / rowBytes)
@@ -71,7 +71,7 @@ func prepareData(ctx context.Context, dir string, size int64, log func(string, .
 		return nil, err
 	}
 	if _, err = os.Stat(home); errors.Is(err, fs.ErrNotExist) {
-		log("bench: making a data directory of %d tables with %d rows each", tables, d.rows)
+		logf("bench: making a data directory of %d tables with %d rows each", tables, d.rows)
 		err = d.make(ctx, home)
 	}
 	if err == nil {

@@ -39,7 +39,7 @@ func command(ctx context.Context, args []string) error {
 	if len(args) > 0 && args[0] == stallCommand {
 		return benchStall(ctx, args[1:])
 	}
-	o := options{command: "go run ./bench " + strings.Join(args, " "), log: func(format string, a ...any) { fmt.Fprintf(os.Stderr, format+"\n", a...) }}
+	o := options{command: "go run ./bench " + strings.Join(args, " ")}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	size := flags.String("size", "2GiB", "`size` of the data directory, about")
 	flags.IntVar(&o.rounds, "rounds", fullRounds, "how often everything is measured; the median is shown")
@@ -74,13 +74,14 @@ func command(ctx context.Context, args []string) error {
 	return report.save(*results)
 }
 
+func logf(format string, a ...any) { fmt.Fprintf(os.Stderr, format+"\n", a...) }
+
 type options struct {
 	command string
 	size    int64
 	rounds  int
 	dir     string
 	profile string
-	log     func(format string, a ...any)
 }
 
 // run measures every contender in every round, each time in another order.
@@ -95,7 +96,7 @@ func run(ctx context.Context, o options) (*report, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := prepareData(ctx, o.dir, o.size, o.log)
+	data, err := prepareData(ctx, o.dir, o.size)
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +116,7 @@ func run(ctx context.Context, o options) (*report, error) {
 				} else if err != nil {
 					return nil, fmt.Errorf("%s, %s: %w", c.name, s.name, err)
 				}
-				o.log("bench: round %d of %d: %-22s %-26s %6.1f s, CPU %6.1f s, %s", round+1, o.rounds, c.name, s.name,
+				logf("bench: round %d of %d: %-22s %-26s %6.1f s, CPU %6.1f s, %s", round+1, o.rounds, c.name, s.name,
 					m.Wall, m.User+m.System, humanize.IBytes(uint64(m.Peak)))
 				r.add(c.name, s.name, m)
 			}

@@ -1,42 +1,21 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/respaldo-backup/respaldo/lab/servers"
 )
 
 // report is what backup.json holds.
 type report struct {
-	Format   int               `json:"format"` // of this file: 1
-	Command  string            `json:"command"`
-	Date     time.Time         `json:"date"`
-	Machine  machine           `json:"machine"`
-	Versions map[string]string `json:"versions"`
-	Data     dataFacts         `json:"data"`
-	Rounds   int               `json:"rounds"`
-	Method   string            `json:"method"`
-	Results  []*result         `json:"results"`
-}
-
-type machine struct {
-	Cores       int     `json:"cores"`
-	Processor   string  `json:"processor"`
-	MemoryBytes int64   `json:"memory_bytes"`
-	Kernel      string  `json:"kernel"`
-	Load        float64 `json:"load"` // one-minute average when the run began
+	header
+	Data    dataFacts `json:"data"`
+	Results []*result `json:"results"`
 }
 
 type dataFacts struct {
@@ -71,11 +50,9 @@ const method = "Before each step everything written earlier was flushed, and wha
 	"for mariabackup, a server was started on it instead."
 
 func newReport(ctx context.Context, o options, p *peers, d *dataset) *report {
-	r := &report{Format: 1, Command: o.command, Date: time.Now().UTC().Truncate(time.Second), Rounds: o.rounds, Method: method,
-		Data:     dataFacts{d.bytes, d.files, tables, d.rows},
-		Versions: map[string]string{"go": runtime.Version(), "restic": p.packages["restic"], "zstd": p.packages["zstd"]}}
+	r := &report{header: newHeader(ctx, o.command, method, o.rounds), Data: dataFacts{d.bytes, d.files, tables, d.rows}}
+	r.Versions["go"], r.Versions["restic"], r.Versions["zstd"] = runtime.Version(), p.packages["restic"], p.packages["zstd"]
 	for name, argv := range map[string][]string{
-		"respaldo":    {"git", "describe", "--tags", "--always", "--dirty"},
 		"tar":         {"tar", "--version"},
 		"mariadb":     {servers.Binary(server, "mysqld"), "--no-defaults", "--version"},
 		"mariabackup": {servers.Binary(server, "mariabackup"), "--version"},
@@ -95,31 +72,7 @@ func newReport(ctx context.Context, o options, p *peers, d *dataset) *report {
 		}
 		r.Versions[name] = first
 	}
-	r.Machine = thisMachine(o.log)
 	return r
-}
-
-// thisMachine also warns when it is busy.
-func thisMachine(log func(format string, a ...any)) (m machine) {
-	m.Cores = runtime.NumCPU()
-	var u unix.Utsname
-	if unix.Uname(&u) == nil {
-		m.Kernel, _, _ = strings.Cut(unix.ByteSliceToString(u.Release[:]), "-")
-	}
-	var s unix.Sysinfo_t
-	if unix.Sysinfo(&s) == nil {
-		m.MemoryBytes = int64(s.Totalram) * int64(s.Unit)
-		m.Load = float64(s.Loads[0]) / (1 << 16)
-	}
-	info, _ := os.ReadFile("/proc/cpuinfo")
-	if _, after, found := bytes.Cut(info, []byte("model name\t: ")); found {
-		name, _, _ := bytes.Cut(after, []byte("\n"))
-		m.Processor = string(name)
-	}
-	if m.Load > float64(m.Cores)/2 {
-		log("bench: this machine is busy (load %.1f): the numbers will be worse than they should be", m.Load)
-	}
-	return m
 }
 
 func (r *report) find(contender, step string) *result {
@@ -187,27 +140,14 @@ func (r *report) others() float64 {
 	return others / max(all, 1e-9)
 }
 
-// save writes backup.json for programs and backup.md for people.
 func (r *report) save(dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	text, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "backup.json"), append(text, '\n'), 0o644); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, "backup.md"), []byte("# Backup and restore\n\n"+r.markdown()), 0o644)
+	return saveResults(dir, "backup", r, "# Backup and restore\n\n"+r.markdown())
 }
 
 func (r *report) markdown() string {
 	var b strings.Builder
-	m := r.Machine
-	fmt.Fprintf(&b, "A data directory of %s (%d tables like sysbench's with %d rows each, in %d files), made by MariaDB %s. %d cores (%s), %s of memory, Linux %s, load %.1f at the start; %s, `%s`.\n\n",
-		size(r.Data.Bytes), r.Data.Tables, r.Data.Rows, r.Data.Files, r.Versions["mariadb"], m.Cores, m.Processor, size(m.MemoryBytes), m.Kernel, m.Load,
-		r.Date.Format(time.DateOnly), r.Command)
+	fmt.Fprintf(&b, "A data directory of %s (%d tables like sysbench's with %d rows each, in %d files), made by MariaDB %s. %s\n\n",
+		size(r.Data.Bytes), r.Data.Tables, r.Data.Rows, r.Data.Files, r.Versions["mariadb"], r.conditions())
 	fmt.Fprintf(&b, "Meanwhile everything else on the machine, the kernel's own threads included, took %.0f%% of its processors.\n\n", 100*r.others())
 	fmt.Fprintf(&b, "In brackets: how many times that of `%s`.\n\n", baseline)
 	for _, t := range []struct {
@@ -237,12 +177,7 @@ func (r *report) markdown() string {
 		fmt.Fprintf(&b, "respaldo's second backup read %s: all of it, since InnoDB writes without always changing a file's time. restic skips a file whose size and time are as they were, unless told `--force`.\n\n", size(x.Read))
 	}
 	b.WriteString(r.Method + " mariabackup leaves out what it does not need of the redo log.\n\n")
-	var versions []string
-	for name, v := range r.Versions {
-		versions = append(versions, name+" "+v)
-	}
-	slices.Sort(versions)
-	fmt.Fprintf(&b, "Versions: %s.\n", strings.Join(versions, ", "))
+	b.WriteString(r.versions())
 	return b.String()
 }
 

@@ -2,9 +2,7 @@ package main
 
 import (
 	"fmt"
-	"slices"
 	"strings"
-	"time"
 
 	"github.com/respaldo-backup/respaldo/bench/stall"
 )
@@ -12,23 +10,22 @@ import (
 // The aims, to which each set's numbers are held.
 const (
 	aimQuiet   = 1.2 // times the gap without a backup, where the volume hardly pauses
-	aimPause   = 1.1 // times the volume's own pause, on thick LVM
+	aimPause   = 1.1 // times the volume's own suspension, on thick LVM
 	aimClassic = 20  // times shorter than the classic script's gap
 )
 
 func (r *stallReport) markdown() string {
 	var b strings.Builder
-	m := r.Machine
-	fmt.Fprintf(&b, "%d cores (%s), %s of memory, Linux %s, load %.1f at the start; %s, `%s`. Rounds: %d.\n\n",
-		m.Cores, m.Processor, size(m.MemoryBytes), m.Kernel, m.Load, r.Date.Format(time.DateOnly), r.Command, r.Rounds)
+	fmt.Fprintf(&b, "%s Rounds: %d.\n\n", r.conditions(), r.Rounds)
 	for _, s := range r.Sets {
+		results := s.results()
 		fmt.Fprintf(&b, "## %s\n\n%s\n\n", s.heading(), s.conditions(r.Versions))
-		b.WriteString("| | Longest gap | worst | p99.9 | Lock | Volume's pause | Commits | It ran |\n|---|---:|---:|---:|---:|---:|---:|---:|\n")
-		for _, x := range s.Results {
+		b.WriteString("| | Longest gap | worst | p99.9 | Lock | Volume's pause | Suspended | Commits | It ran |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|\n")
+		for _, x := range results {
 			b.WriteString(x.row())
 		}
 		b.WriteByte('\n')
-		for _, x := range s.Results {
+		for _, x := range results {
 			if x.Failed != "" {
 				fmt.Fprintf(&b, "`%s` took no snapshot: %s\n\n", x.Contender, lastLine(x.Failed))
 			}
@@ -39,12 +36,7 @@ func (r *stallReport) markdown() string {
 		fmt.Fprintf(&b, "\n![%s](%s)\n\n", s.heading(), s.file())
 	}
 	b.WriteString("## How it was measured\n\n" + r.Method + "\n\n")
-	var versions []string
-	for name, v := range r.Versions {
-		versions = append(versions, name+" "+v)
-	}
-	slices.Sort(versions)
-	fmt.Fprintf(&b, "Versions: %s.\n", strings.Join(versions, ", "))
+	b.WriteString(r.versions())
 	return b.String()
 }
 
@@ -61,13 +53,16 @@ func (s *stallSet) conditions(versions map[string]string) string {
 	return text
 }
 
-func (x *stallResult) row() string {
-	cells := []string{"`" + x.Contender + "`", milliseconds(x.Gap), milliseconds(x.Worst), milliseconds(x.Latency), "-", milliseconds(x.Pause), fmt.Sprint(x.Commits), "-"}
+func (x stallResult) row() string {
+	cells := []string{"`" + x.Contender + "`", milliseconds(x.Gap), milliseconds(x.Worst), milliseconds(x.Latency), "-", milliseconds(x.Pause), "-", fmt.Sprint(x.Commits), "-"}
 	if x.Lock != "" {
 		cells[4] = milliseconds(x.Waited+x.Held) + " (" + x.Lock + ")"
 	}
+	if x.Suspended > 0 {
+		cells[6] = milliseconds(x.Suspended)
+	}
 	if x.Took > 0.001 {
-		cells[7] = fmt.Sprintf("%.1f s", x.Took)
+		cells[8] = fmt.Sprintf("%.1f s", x.Took)
 	}
 	return "| " + strings.Join(cells, " | ") + " |\n"
 }
@@ -82,9 +77,12 @@ func (s *stallSet) aims() (list []string) {
 		list = append(list, map[bool]string{true: "Met: ", false: "Missed: "}[met]+fmt.Sprintf(format, a...))
 	}
 	if strings.HasPrefix(s.Kind, "thick") {
-		limit := max(ours.Pause*aimPause, none.Gap*aimQuiet)
-		say(ours.Gap <= limit, "respaldo's longest gap is %s, the volume's own pause %s (aim: a tenth more at most, or %.3g times the gap without a backup if that is longer).",
-			milliseconds(ours.Gap), milliseconds(ours.Pause), aimQuiet)
+		limit, told := max(ours.Suspended*aimPause, none.Gap*aimQuiet), "how long the volume was suspended is not known"
+		if ours.Suspended > 0 {
+			told = "the volume was suspended for " + milliseconds(ours.Suspended)
+		}
+		say(ours.Gap <= limit, "respaldo's longest gap is %s; %s (aim: a tenth more at most, or %.3g times the gap without a backup if that is longer).",
+			milliseconds(ours.Gap), told, aimQuiet)
 	} else {
 		say(ours.Gap <= none.Gap*aimQuiet, "respaldo's longest gap is %.2f times that without a backup (aim: %.3g at most).", ours.Gap/none.Gap, aimQuiet)
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"encoding/xml"
 	"fmt"
 	"slices"
@@ -32,16 +31,17 @@ const (
 // plot draws the commits in every ten milliseconds against the time, the contenders under
 // each other on the same axes, as an SVG without a script.
 func (s *stallSet) plot() string {
-	last := slices.MaxFunc(s.Results, func(a, b *stallResult) int { return cmp.Compare(a.Window, b.Window) }).Window
-	most := 1
-	for _, x := range s.Results {
+	results := s.results()
+	last, most := 0.0, 1
+	for _, x := range results {
+		last = max(last, x.Window)
 		most = max(most, slices.Max(append(slices.Clone(x.Counts), 0)))
 	}
 	lead := stall.Lead.Seconds()
 	across := func(seconds float64) float64 {
 		return plotLeft + (seconds+lead)/(last+lead)*(plotWidth-plotLeft-plotRight)
 	}
-	height := plotTop + panel*len(s.Results) + plotFoot
+	height := plotTop + panel*len(results) + plotFoot
 	heading := s.heading() + ": commits in each 10 ms"
 
 	var b strings.Builder
@@ -52,7 +52,7 @@ func (s *stallSet) plot() string {
 		fmt.Fprintf(&b, `<text x="%.1f" y="%.1f"%s>%s</text>`+"\n", x, y, more, escaped(words))
 	}
 	text(plotLeft, 20, ` font-size="15"`, heading)
-	for i, x := range s.Results {
+	for i, x := range results {
 		top := float64(plotTop + i*panel)
 		base, room := top+panel-8, float64(panel-title-8)
 		colour := elseColour
@@ -85,7 +85,7 @@ func (s *stallSet) plot() string {
 }
 
 // bars is a path with one vertical line for each slice in which something was committed.
-func (x *stallResult) bars(across func(float64) float64, base, unit float64) string {
+func (x stallResult) bars(across func(float64) float64, base, unit float64) string {
 	var b strings.Builder
 	for i, n := range x.Counts {
 		if n > 0 {
@@ -96,7 +96,7 @@ func (x *stallResult) bars(across func(float64) float64, base, unit float64) str
 	return b.String()
 }
 
-func (x *stallResult) caption() string {
+func (x stallResult) caption() string {
 	words := fmt.Sprintf("longest gap %s, p99.9 %s", milliseconds(x.Gap), milliseconds(x.Latency))
 	if x.Failed != "" {
 		words += "; took no snapshot"
@@ -107,7 +107,7 @@ func (x *stallResult) caption() string {
 // description is for who does not see the plot.
 func (s *stallSet) description() string {
 	var words []string
-	for _, x := range s.Results {
+	for _, x := range s.results() {
 		words = append(words, x.Contender+": "+x.caption())
 	}
 	return strings.Join(words, ". ") + "."

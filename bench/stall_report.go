@@ -1,145 +1,128 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
-	"fmt"
+	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
-	"time"
 
 	"github.com/respaldo-backup/respaldo/bench/stall"
 )
 
 // stallReport is what stall.json holds. All times are in seconds.
 type stallReport struct {
-	Format   int               `json:"format"` // of this file: 1
-	Command  string            `json:"command"`
-	Date     time.Time         `json:"date"`
-	Machine  machine           `json:"machine"`
-	Versions map[string]string `json:"versions"`
-	Rounds   int               `json:"rounds"`
-	Method   string            `json:"method"`
-	Sets     []*stallSet       `json:"sets"`
+	header
+	Sets []*stallSet `json:"sets"`
 }
 
 // stallSet is everything that was measured on one volume under one load.
 type stallSet struct {
-	Place       string         `json:"place"`
-	Title       string         `json:"title"`
-	Kind        string         `json:"kind"`
-	Server      string         `json:"server"`
-	Kernel      string         `json:"kernel"`
-	Connections int            `json:"connections"`
-	Pace        float64        `json:"pace_seconds"` // of each connection's transactions
-	Read        float64        `json:"read_seconds,omitempty"`
-	Results     []*stallResult `json:"results"`
+	Place       string        `json:"place"`
+	Title       string        `json:"title"`
+	Kind        string        `json:"kind"`
+	Server      string        `json:"server"`
+	Kernel      string        `json:"kernel"`
+	Connections int           `json:"connections"`
+	Pace        float64       `json:"pace_seconds"` // of each connection's transactions
+	Read        float64       `json:"read_seconds,omitempty"`
+	Runs        []stall.Trial `json:"runs"` // in stallOrder, then by round
 }
 
-// stallResult is one contender's. Trial is the one of its rounds whose gap is the median.
+// stallResult is one contender's: the one of its rounds whose gap is the median.
 type stallResult struct {
-	stall.Trial
-	Worst float64       `json:"worst_gap_seconds"` // of all rounds
-	Runs  []stall.Trial `json:"runs"`
+	*stall.Trial
+	Worst float64 // gap of all rounds
 }
 
 const stallMethod = "The load does not wait for its turn: a transaction that is due while an earlier one of its connection waits is late from then on. " +
 	"Every commit is timed by its client, in memory. The longest gap is the longest time in which no connection had a commit acknowledged, " +
 	"from the contender's start on. p99.9 is of whole transactions of three statements, from when each was due. " +
 	"The lock is from asking for it to giving it back, as the contender says, or by the server's clock before and after the statements of the script. " +
-	"The volume's pause is the longest write of one byte to a file on the volume, without any database: it waits while the filesystem is suspended. " +
+	"The volume's pause is the longest write of one byte to a file on the volume, without any database: it waits while the filesystem is suspended, and for a processor. " +
+	"Suspended is from suspend to resume of the volume, as respaldo saw it in sysfs; on Btrfs the time of the system call. " +
 	"Every contender took its snapshot once before, for nothing, and then once in each round, in an order that rotates. " +
 	"The row shown is the round whose gap is the median. " +
 	"All of them, respaldo included, used LVM with the distribution's lvm.conf; mylvmbackup with backuptype=none, which makes no copy."
 
 func newStallReport(ctx context.Context, command string, rounds int, p *peers) *stallReport {
-	r := &stallReport{Format: 1, Command: command, Date: time.Now().UTC().Truncate(time.Second), Rounds: rounds, Method: stallMethod,
-		Versions: map[string]string{"mylvmbackup": p.packages["mylvmbackup"], "lvm2": p.packages["lvm2"], "btrfs-progs": p.packages["btrfs-progs"]},
-		Machine:  thisMachine(func(format string, a ...any) { fmt.Fprintf(os.Stderr, format+"\n", a...) })}
-	out, err := exec.CommandContext(ctx, "git", "describe", "--tags", "--always", "--dirty").Output()
-	if r.Versions["respaldo"] = strings.TrimSpace(string(out)); err != nil {
-		r.Versions["respaldo"] = "unknown"
+	r := &stallReport{header: newHeader(ctx, command, stallMethod, rounds)}
+	for _, name := range []string{"mylvmbackup", "lvm2", "btrfs-progs"} {
+		r.Versions[name] = p.packages[name]
 	}
 	return r
 }
 
+// add keeps the commits of the rounds that are plotted only.
 func (r *stallReport) add(p place, measured stall.Results) {
-	for name, version := range measured.Versions {
-		r.Versions[name] = version
-	}
+	maps.Copy(r.Versions, measured.Versions)
 	for _, kind := range p.plan.Kinds {
 		s := &stallSet{Place: p.Name, Title: p.Title, Kind: kind, Server: p.plan.Server, Kernel: measured.Kernel,
 			Connections: p.plan.Connections, Pace: p.plan.Pace.Seconds(), Read: p.plan.Read.Seconds()}
-		for _, t := range measured.Trials {
-			if t.Kind == kind {
-				s.add(t)
+		for _, contender := range stallOrder {
+			for _, t := range measured.Trials {
+				if t.Kind == kind && t.Contender == contender {
+					s.Runs = append(s.Runs, t)
+				}
 			}
 		}
-		if len(s.Results) > 0 {
-			slices.SortFunc(s.Results, func(a, b *stallResult) int {
-				return slices.Index(stallOrder, a.Contender) - slices.Index(stallOrder, b.Contender)
-			})
-			r.Sets = append(r.Sets, s)
+		if len(s.Runs) == 0 {
+			continue
 		}
+		shown := map[*stall.Trial]bool{}
+		for _, x := range s.results() {
+			shown[x.Trial] = true
+		}
+		for i := range s.Runs {
+			if t := &s.Runs[i]; !shown[t] {
+				t.Counts = nil
+			}
+		}
+		r.Sets = append(r.Sets, s)
 	}
 }
 
 var stallOrder = []string{stall.None, stall.Look, stall.Auto, stall.Global, stall.Mylvm, stall.Classic}
 
-// add keeps the commits of the round that is plotted only.
-func (s *stallSet) add(t stall.Trial) {
-	x := s.find(t.Contender)
-	if x == nil {
-		x = &stallResult{}
-		s.Results = append(s.Results, x)
-	}
-	x.Runs = append(x.Runs, t)
-	byGap := slices.SortedFunc(slices.Values(x.Runs), func(a, b stall.Trial) int {
-		switch {
-		case a.Gap < b.Gap:
-			return -1
-		case a.Gap > b.Gap:
-			return 1
+// results has one for each contender.
+func (s *stallSet) results() (list []stallResult) {
+	for _, contender := range stallOrder {
+		var rounds []*stall.Trial
+		for i := range s.Runs {
+			if t := &s.Runs[i]; t.Contender == contender {
+				rounds = append(rounds, t)
+			}
 		}
-		return 0
-	})
-	x.Trial, x.Worst = byGap[len(byGap)/2], byGap[len(byGap)-1].Gap
+		if n := len(rounds); n > 0 {
+			slices.SortStableFunc(rounds, func(a, b *stall.Trial) int { return cmp.Compare(a.Gap, b.Gap) })
+			list = append(list, stallResult{rounds[n/2], rounds[n-1].Gap})
+		}
+	}
+	return list
 }
 
-func (s *stallSet) find(contender string) *stallResult {
-	i := slices.IndexFunc(s.Results, func(x *stallResult) bool { return x.Contender == contender })
-	if i < 0 {
-		return nil
+// find is nil for a contender that was not measured.
+func (s *stallSet) find(contender string) *stall.Trial {
+	for _, x := range s.results() {
+		if x.Contender == contender {
+			return x.Trial
+		}
 	}
-	return s.Results[i]
+	return nil
 }
 
 func (s *stallSet) file() string { return "stall-" + s.Place + "-" + s.Kind + ".svg" }
 
-// save writes stall.json for programs, stall.md for people, and a plot of each set.
+// save also writes a plot of each set.
 func (r *stallReport) save(dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := saveResults(dir, "stall", r, "# How long writers are held\n\n"+r.markdown()); err != nil {
 		return err
 	}
 	for _, s := range r.Sets {
 		if err := os.WriteFile(filepath.Join(dir, s.file()), []byte(s.plot()), 0o644); err != nil {
 			return err
 		}
-		for _, x := range s.Results { // the plots show them
-			for i := range x.Runs {
-				x.Runs[i].Counts = nil
-			}
-		}
 	}
-	text, err := json.MarshalIndent(r, "", " ")
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "stall.json"), append(text, '\n'), 0o644); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, "stall.md"), []byte("# How long writers are held\n\n"+r.markdown()), 0o644)
+	return nil
 }

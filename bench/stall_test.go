@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
@@ -16,7 +17,7 @@ import (
 
 // measured is what three rounds on one volume could have shown.
 func measured() *stallReport {
-	r := &stallReport{Format: 1, Rounds: 3, Versions: map[string]string{}}
+	r := &stallReport{header: header{Format: 1, Rounds: 3, Versions: map[string]string{}}}
 	var m stall.Results
 	for round, noise := range []float64{1.5, 1, 0.9} {
 		for _, contender := range []string{stall.Classic, stall.Mylvm, stall.Global, stall.Auto, stall.Look, stall.None} {
@@ -55,8 +56,16 @@ func TestStallReport(t *testing.T) {
 	must(t, err)
 	var back stallReport
 	must(t, json.Unmarshal(b, &back))
-	if x := back.Sets[0].find(stall.Auto); x == nil || x.Round != 2 || x.Gap != 0.011 || len(x.Runs) != 3 || len(x.Counts) != 300 || x.Runs[0].Counts != nil {
+	if x := back.Sets[0].find(stall.Auto); x == nil || x.Round != 2 || x.Gap != 0.011 || len(x.Counts) != 300 {
 		t.Errorf("%+v", x)
+	}
+	for i, run := range back.Sets[0].Runs {
+		if run.Contender != stallOrder[i/3] || run.Round != i%3+1 || (run.Counts != nil) != (run.Round == 2) {
+			t.Errorf("run %d is round %d of %s, with %d counts", i, run.Round, run.Contender, len(run.Counts))
+		}
+	}
+	if lines := bytes.Count(b, []byte("\n")); lines > 50 {
+		t.Errorf("18 runs take %d lines", lines)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "stall-lab-thin-ext4.svg")); err != nil {
 		t.Error(err)
@@ -65,15 +74,20 @@ func TestStallReport(t *testing.T) {
 
 func TestMissedAimsAreTold(t *testing.T) {
 	s := measured().Sets[0]
-	s.find(stall.Auto).Gap = 0.5
+	for i := range s.Runs {
+		if s.Runs[i].Contender == stall.Auto {
+			s.Runs[i].Gap = 0.5
+		}
+	}
 	if told := strings.Join(s.aims(), "\n"); strings.Contains(told, "Met: ") || strings.Count(told, "Missed: ") != 2 {
 		t.Error(told)
 	}
 	s.Kind = "thick-ext4"
-	for pause, met := range map[float64]bool{0.48: true, 0.3: false} {
-		s.find(stall.Auto).Pause = pause
+	for suspended, met := range map[float64]bool{0.48: true, 0.3: false, 0: false} {
+		ours := s.find(stall.Auto)
+		ours.Suspended, ours.Pause = suspended, 0.5
 		if aim := s.aims()[0]; strings.HasPrefix(aim, "Met: ") != met {
-			t.Errorf("a pause of %v s: %s", pause, aim)
+			t.Errorf("suspended for %v s: %s", suspended, aim)
 		}
 	}
 }

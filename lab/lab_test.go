@@ -43,14 +43,20 @@ type testPackage struct {
 	spec      lab.Spec
 }
 
-// The command has so many guest tests that two guests share them: one alone would end
-// long after everything else.
-const inGuestOfTheirOwn, inSecondGuest = "Crash|PowerCut|Systemd|SystemdPower|Clone|Exact", "Rollback|RollbackCrash|Serve|Status"
+// The command has so many guest tests that several guests share them: one alone would end
+// long after everything else. The first has what the others have not.
+const (
+	inGuestOfTheirOwn = "Crash|PowerCut|Systemd|SystemdPower|Clone|Exact"
+	inSecondGuest     = "Rollback|RollbackCrash|Serve|Status"
+	inThirdGuest      = "BackupAndRestore|Dump|Snapshots"
+)
 
 // packages have guest tests; what their guest needs beside the default. The longest come first.
 var packages = []testPackage{
-	{"respaldo", "./cmd/respaldo", "", lab.Spec{Disks: twoDisks, Memory: 2048, Deadline: 30 * time.Minute, Respaldo: true, Skip: "^Test(" + inGuestOfTheirOwn + "|" + inSecondGuest + ")$"}},
+	{"respaldo", "./cmd/respaldo", "", lab.Spec{Disks: twoDisks, Memory: 2048, Deadline: 30 * time.Minute, Respaldo: true,
+		Skip: "^Test(" + inGuestOfTheirOwn + "|" + inSecondGuest + "|" + inThirdGuest + ")$"}},
 	{"rollback", "./cmd/respaldo", "^Test(" + inSecondGuest + ")$", lab.Spec{Name: "rollback", Disks: twoDisks, Memory: 2048, Deadline: 30 * time.Minute, Respaldo: true}},
+	{"backup", "./cmd/respaldo", "^Test(" + inThirdGuest + ")$", lab.Spec{Name: "backup", Disks: twoDisks, Memory: 2048, Deadline: 30 * time.Minute, Respaldo: true}},
 	{"volume", "./internal/volume", "", lab.Spec{Disks: twoDisks, Deadline: 20 * time.Minute}},
 	{"guest", "./lab/guest", "", lab.Spec{Disks: twoDisks, Memory: 1536, Deadline: 10 * time.Minute}},
 	{"repo", "./internal/repo", "", lab.Spec{Disks: twoDisks, Memory: 1536, Deadline: 10 * time.Minute}},

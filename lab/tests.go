@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // SoakEnv is set by make soak: tests go through their large products then, and guests may
@@ -27,11 +29,26 @@ const SoakEnv = "RESPALDO_SOAK"
 
 const soakDeadline = 8 * time.Hour
 
-// TestMemory is what the largest guests that run side by side have together, in MiB.
-const TestMemory = 2048 + 2048
+// guestMemory is what the largest guest of the tests has, TestMemory what the tests need, in
+// MiB: RunTestsBeside has two.
+const (
+	guestMemory = 2048
+	TestMemory  = 2 * guestMemory
+)
 
-// sideBySide is how many guests tests run at the same time: each has one CPU.
-var sideBySide = make(chan struct{}, 2)
+// sideBySide has a place for each guest that tests run at the same time.
+var sideBySide = make(chan struct{}, places())
+
+// places is one more than there are processors, since a guest has one and does not use it
+// all the time; or as many as there is memory for.
+func places() int {
+	var st unix.Statfs_t
+	if unix.Statfs(memoryFolder(), &st) != nil {
+		return 2
+	}
+	room := int(int64(st.Bavail)*st.Bsize>>20) / (guestMemory + 64)
+	return max(2, min(runtime.NumCPU()+1, room))
+}
 
 // RunTests runs the tests of a package that carry the build tag guest as root inside a
 // guest, and shows each as a subtest of t. pkg is "./internal/volume"; pattern is as for

@@ -24,10 +24,10 @@ type contender struct {
 	remove func() error // what take has made; not measured
 }
 
-// held is for how long a contender had which lock.
+// held is for how long a contender had which lock, and had the volume suspended, if it says so.
 type held struct {
-	lock         string
-	waited, held float64
+	lock                    string
+	waited, held, suspended float64
 }
 
 const copyOnWrite = "512M" // of a thick snapshot, where one has to say
@@ -63,7 +63,7 @@ func (b *bench) respaldo(name, lock string) contender {
 		err = json.Unmarshal(out, &made)
 		q := made.Manifest.Quiesced
 		taken = made.Snapshot.Name
-		return held{string(q.Mode), q.WaitedSeconds, q.HeldSeconds}, err
+		return held{string(q.Mode), q.WaitedSeconds, q.HeldSeconds, q.PauseSeconds}, err
 	}, func() error {
 		_, err := command(nil, b.plan.Respaldo, "--config", b.config, "snapshot", "remove", taken)
 		return err
@@ -83,8 +83,7 @@ func (b *bench) classic() contender {
 	case b.group == "":
 		snapshot = strings.Join(b.btrfs("subvolume", "snapshot", "-r", filepath.Join(b.path, "mysql"), taken), " ")
 		remove = func() error {
-			argv := b.btrfs("subvolume", "delete", "--commit-after", taken)
-			_, err := command(nil, argv[0], argv[1:]...)
+			_, err := command(nil, b.btrfs("subvolume", "delete", "--commit-after", taken)...)
 			return err
 		}
 	default:
@@ -110,7 +109,7 @@ func (b *bench) classic() contender {
 		if err == nil && at["done"] == 0 {
 			err = fmt.Errorf("the classic script said %s", out)
 		}
-		return held{"global", at["locked"] - at["asked"], at["done"] - at["locked"]}, err
+		return held{lock: "global", waited: at["locked"] - at["asked"], held: at["done"] - at["locked"]}, err
 	}, remove}
 }
 
@@ -145,7 +144,7 @@ func (b *bench) mylvmbackup() contender {
 		if err == nil && (done.IsZero() || strings.Contains(out, "Error:")) {
 			err = fmt.Errorf("mylvmbackup said %s", out)
 		}
-		return held{"global", locked.Sub(asked).Seconds(), done.Sub(locked).Seconds()}, err
+		return held{lock: "global", waited: locked.Sub(asked).Seconds(), held: done.Sub(locked).Seconds()}, err
 	}, func() error { return b.lvremove(name) }}
 }
 
@@ -202,8 +201,8 @@ func followed(cmd *exec.Cmd, see func(line string)) (string, error) {
 }
 
 // command runs a program and returns what it writes to standard output.
-func command(stdin *strings.Reader, program string, args ...string) ([]byte, error) {
-	cmd := exec.Command(program, args...)
+func command(stdin *strings.Reader, argv ...string) ([]byte, error) {
+	cmd := exec.Command(argv[0], argv[1:]...)
 	if stdin != nil {
 		cmd.Stdin = stdin
 	}

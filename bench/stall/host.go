@@ -23,8 +23,7 @@ func mountFile(file, path string) error {
 	if err := f.Truncate(4 << 30); err != nil {
 		return err
 	}
-	argv := append(fetched("sbin/mkfs.btrfs"), "-q", file)
-	if _, err := command(nil, argv[0], argv[1:]...); err != nil {
+	if _, err := command(nil, append(fetched("sbin/mkfs.btrfs"), "-q", file)...); err != nil {
 		return err
 	}
 	_, err = command(nil, "mount", "-t", "btrfs", "-o", "loop", file, path)

@@ -20,10 +20,10 @@ const (
 	Classic = "classic script"
 )
 
-// Slice is how long one count of Trial.Counts goes on, Lead how long before the contender's
-// start the counts begin.
+// Slice is how long one count of Trial.Counts goes on, a plot's bar; Lead how long before the
+// contender's start the counts begin.
 const (
-	Slice = slice
+	Slice = 10 * time.Millisecond
 	Lead  = 500 * time.Millisecond
 )
 
@@ -80,6 +80,10 @@ type Trial struct {
 	// Pause is the longest write of one byte to the volume, from the call to its return,
 	// without any database: while LVM or Btrfs holds the filesystem, it does not return.
 	Pause float64 `json:"pause_seconds"`
+	// Suspended is for how long the volume was suspended by respaldo's own account, which sees
+	// it where Pause is longer because the probe, too, had to wait for a processor; on Btrfs it
+	// is the time of the system call. 0: not seen.
+	Suspended float64 `json:"suspended_seconds,omitempty"`
 	// Counts are the commits in each Slice, from Lead before the contender's start on.
 	Counts []int  `json:"counts,omitempty"`
 	Failed string `json:"failed,omitempty"` // why it took no snapshot

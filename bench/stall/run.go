@@ -82,8 +82,7 @@ func newBench(t guest.T, plan Plan, disk int, kind string) (*bench, error) {
 	}
 	spec.DataDir = filepath.Join(b.path, "mysql")
 	if b.group == "" {
-		argv := b.btrfs("subvolume", "create", spec.DataDir)
-		if _, err := command(nil, argv[0], argv[1:]...); err != nil {
+		if _, err := command(nil, b.btrfs("subvolume", "create", spec.DataDir)...); err != nil {
 			return nil, err
 		}
 	}
@@ -153,8 +152,8 @@ func (b *bench) measure() (trials []Trial, err error) {
 				return nil, err
 			}
 			t.Round = round + 1
-			fmt.Printf("%-11s round %d: %-22s gap %6.0f ms, p99.9 %6.0f ms, lock %5.0f ms, volume %5.0f ms, %d commits; took %.1f s %s\n", t.Kind, t.Round, t.Contender,
-				t.Gap*1e3, t.Latency*1e3, (t.Waited+t.Held)*1e3, t.Pause*1e3, t.Commits, t.Took, t.Failed)
+			fmt.Printf("%-11s round %d: %-22s gap %6.0f ms, p99.9 %6.0f ms, lock %5.0f ms, volume %5.0f ms (suspended %5.1f ms), %d commits; took %.1f s %s\n", t.Kind, t.Round, t.Contender,
+				t.Gap*1e3, t.Latency*1e3, (t.Waited+t.Held)*1e3, t.Pause*1e3, t.Suspended*1e3, t.Commits, t.Took, t.Failed)
 			trials = append(trials, t)
 		}
 	}
@@ -191,7 +190,7 @@ func (b *bench) trial(c contender) (Trial, error) {
 	all, gap := latencies(commits, within), longestGap(commits, within)
 	t := Trial{Kind: b.kind, Contender: c.name, Took: took.Seconds(), Window: (within.to - within.from).Seconds(),
 		Gap: (gap.to - gap.from).Seconds(), GapAt: (gap.from - begun).Seconds(), Latency: percentile(all, 0.999).Seconds(), Commits: len(all),
-		Waited: lock.waited, Held: lock.held, Lock: lock.lock, Pause: pause.Seconds(),
+		Waited: lock.waited, Held: lock.held, Lock: lock.lock, Pause: pause.Seconds(), Suspended: lock.suspended,
 		Counts: perSlice(commits, span{begun - Lead, within.to})}
 	switch {
 	case failed == nil:
@@ -224,8 +223,7 @@ func (b *bench) settle() error {
 	}
 	defer f.Close()
 	if b.group == "" {
-		argv := b.btrfs("subvolume", "sync", b.path)
-		if _, err := command(nil, argv[0], argv[1:]...); err != nil {
+		if _, err := command(nil, b.btrfs("subvolume", "sync", b.path)...); err != nil {
 			return err
 		}
 	}

@@ -5,9 +5,6 @@ import (
 	"time"
 )
 
-// slice is what a plot's bar stands for.
-const slice = 10 * time.Millisecond
-
 // commit is a transaction as its client saw it, on the load's own clock.
 type commit struct {
 	at   time.Duration // when it was acknowledged
@@ -63,10 +60,10 @@ func latencies(commits []commit, within span) (all []time.Duration) {
 
 // perSlice counts the commits of each slice of the span; its last slice may be cut short.
 func perSlice(commits []commit, within span) []int {
-	counts := make([]int, (within.to-within.from+slice-1)/slice)
+	counts := make([]int, (within.to-within.from+Slice-1)/Slice)
 	for _, c := range commits {
 		if within.has(c.at) {
-			counts[(c.at-within.from)/slice]++
+			counts[(c.at-within.from)/Slice]++
 		}
 	}
 	return counts

@@ -60,9 +60,6 @@ func TestBackupAndRestore(t *testing.T) {
 				t.Error(err)
 			}
 			holds.Within(t, acked, begun)
-			if err := restored.Stop(); err != nil {
-				t.Error(err)
-			}
 		})
 	}
 }

@@ -217,7 +217,7 @@ func (c *crash) repaired(n int) {
 	// A whole backup after every step would take half of the time. Otherwise the operation
 	// that dies next is also the next backup: it must get beyond the step of this one. All
 	// that was recorded meanwhile is read back in finish, after a whole and proved backup.
-	if soak || n%3 == 0 {
+	if soak || n%5 == 0 {
 		c.nextBackup("--prove", "none")
 	}
 	if soak || s.Recorded || s.Point == "backup.record" {
@@ -340,7 +340,7 @@ func (c *crash) holds(dir string, from, to guest.Progress) {
 	} else {
 		rows.Within(c.t, from, to)
 	}
-	if err := server.Stop(); err != nil {
+	if err := server.Kill(); err != nil { // its files go
 		c.t.Error(err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -21,7 +22,7 @@ import (
 // last one interrupted can be repaired, and begins the operation that the next one
 // interrupts. The lab's TestCrashPower boots one guest after another with the same disks,
 // until one finds no step left and this test ends. LAB_BOOT counts the guests from 0,
-// LAB_STAND is the kind of volume and the server, LAB_STEPS says which steps to sweep.
+// LAB_STAND is the kind of volume and the server; which steps to sweep is said at after.
 func TestPowerCut(t *testing.T) {
 	kind, server, driven := strings.Cut(os.Getenv("LAB_STAND"), " ")
 	if !driven {
@@ -51,18 +52,24 @@ func TestPowerCut(t *testing.T) {
 	t.Fatalf("respaldo ended before %s: %v", step, cmd.Run())
 }
 
-// after is the next step to sweep: LAB_STEPS is "all", "odd", or those not to sweep,
-// separated by commas.
+// after is the next step to sweep: LAB_EVERY says one of how many, LAB_SWEPT which others do
+// not count, separated by commas.
 func (c *crash) after(n int) int {
-	which := os.Getenv("LAB_STEPS")
-	swept := strings.Split(which, ",")
-	for n++; n < len(c.Steps); n++ {
-		if which == "odd" && n%2 == 0 || slices.Contains(swept, c.Steps[n].String()) {
+	every, err := strconv.Atoi(os.Getenv("LAB_EVERY"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	swept := strings.Split(os.Getenv("LAB_SWEPT"), ",")
+	counted := 0
+	for i, s := range c.Steps {
+		if slices.Contains(swept, s.String()) {
 			continue
 		}
-		break
+		if counted++; i > n && counted%every == 0 {
+			return i
+		}
 	}
-	return n
+	return len(c.Steps)
 }
 
 // crashFile is where a guest leaves what the next one must know.

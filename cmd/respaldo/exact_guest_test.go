@@ -5,15 +5,12 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/respaldo-backup/respaldo"
 	"github.com/respaldo-backup/respaldo/internal/backup"
@@ -209,28 +206,24 @@ func (e *exact) take(how, lock string, load *exactLoad) (img exactImage) {
 	if img.backup = how == "backup"; img.backup {
 		args = []string{"backup"}
 	}
-	cmd := e.command(append(args, "--lock="+lock, "--json")...)
-	var out bytes.Buffer
-	said := &pausing{load: load}
-	cmd.Stdout, cmd.Stderr = &out, said
-	start := time.Now()
-	err := cmd.Run()
-	if _, exited := err.(*exec.ExitError); err != nil && !exited {
-		e.t.Fatal(err)
-	}
-	o := outcome{stdout: out.String(), stderr: said.text.String(), code: cmd.ProcessState.ExitCode()}
-	e.t.Logf("respaldo %v --lock=%s: exit code %d after %s", args, lock, o.code, time.Since(start).Round(time.Millisecond))
+	o := e.watched(func(said []byte) {
+		if bytes.Contains(said, []byte("msg=snapshot ")) {
+			load.Pause()
+		}
+	}, nil, append(args, "--lock="+lock, "--json")...)
 	switch respaldo.Kind(o.code) {
 	case 0:
 		var made backup.Made
 		var kept backup.KeptSnapshot
-		if err := errors.Join(json.Unmarshal([]byte(o.stdout), &made), json.Unmarshal([]byte(o.stdout), &kept)); err != nil {
+		into := any(&kept)
+		if img.backup {
+			into = &made
+		}
+		if err := json.Unmarshal([]byte(o.stdout), into); err != nil {
 			e.t.Fatalf("no JSON: %v\n%s", err, o.stdout)
 		}
-		if img.backup {
+		if img.ref, img.taken = kept.Snapshot.Name, kept.Manifest.Quiesced; img.backup {
 			img.ref, img.taken = made.Backup.ID, made.Backup.Manifest.Quiesced
-		} else {
-			img.ref, img.taken = kept.Snapshot.Name, kept.Manifest.Quiesced
 		}
 		if img.taken.Coordinates.File == "" {
 			e.t.Errorf("an image without coordinates: %+v", img.taken)
@@ -247,19 +240,6 @@ func (e *exact) take(how, lock string, load *exactLoad) (img exactImage) {
 		e.t.Errorf("exit code %d\n%s", o.code, o.stderr)
 	}
 	return img
-}
-
-// pausing is what respaldo says; when that is that it has a snapshot, the writers pause.
-type pausing struct {
-	load *exactLoad
-	text bytes.Buffer
-}
-
-func (p *pausing) Write(b []byte) (int, error) {
-	if bytes.Contains(b, []byte("msg=snapshot ")) {
-		p.load.Pause()
-	}
-	return p.text.Write(b)
 }
 
 // reason is why there is no image.
@@ -297,7 +277,7 @@ func (e *exact) rolledForward(img *exactImage, origin map[string]string, from ui
 	e.images++
 	to := filepath.Join(e.folder, fmt.Sprint("image-", e.images))
 	defer os.RemoveAll(to)
-	s := e.started(img.ref, to)
+	s := e.restoredTo(to, img.ref)
 	defer s.Kill()
 	at := img.taken.Coordinates
 	at.Position = from
@@ -329,20 +309,6 @@ func (e *exact) rolledForward(img *exactImage, origin map[string]string, from ui
 	}
 	e.t.Logf("%s at %s (%s) rolled forward by %d groups: %d tables and definitions, %d problems", img.ref, at, img.taken.Mode, len(gtids), len(now), len(problems))
 	return problems
-}
-
-// started restores an image and starts a server on it with what the restore says.
-func (e *exact) started(ref, to string) *guest.Server {
-	e.t.Helper()
-	var done backup.Restored
-	e.into(&done, "restore", ref, "--to", to)
-	args := []string{"--skip-log-bin"}
-	for _, line := range done.Options {
-		if !strings.HasPrefix(line, "datadir=") {
-			args = append(args, "--"+line)
-		}
-	}
-	return guest.StartServer(e.t, guest.ServerSpec{Name: e.server.Name, DataDir: to, Args: args})
 }
 
 // keep copies an image as it was restored, the origin's binlogs, and what both servers said

@@ -82,10 +82,11 @@ max_lock = "20s"
 	s.server.Exec(t, "CREATE DATABASE shop",
 		"CREATE TABLE shop.customers (id INT PRIMARY KEY, name VARCHAR(100)) ENGINE=InnoDB",
 		"CREATE TABLE shop.notes (id INT PRIMARY KEY, note TEXT) ENGINE=MyISAM")
+	var rows []string
 	for i := range 200 {
-		s.server.Exec(t, fmt.Sprintf("INSERT INTO shop.customers VALUES (%d, 'customer %d')", i, i))
+		rows = append(rows, fmt.Sprintf("(%d, 'customer %d')", i, i))
 	}
-	s.server.Exec(t, "INSERT INTO shop.notes VALUES (1, 'not transactional')")
+	s.server.Exec(t, "INSERT INTO shop.customers VALUES "+strings.Join(rows, ", "), "INSERT INTO shop.notes VALUES (1, 'not transactional')")
 	s.ok("init")
 	s.before = guest.Look(t)
 	return s
@@ -137,18 +138,38 @@ func (s *stand) command(args ...string) *exec.Cmd {
 // run runs respaldo to its end, with the environment added.
 func (s *stand) run(env []string, args ...string) outcome {
 	s.t.Helper()
+	return s.watched(nil, env, args...)
+}
+
+// watched is run with somebody who sees what respaldo says as it says it, if not nil.
+func (s *stand) watched(see func(part []byte), env []string, args ...string) outcome {
+	s.t.Helper()
 	cmd := s.command(args...)
 	cmd.Env = append(cmd.Env, env...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	var stdout bytes.Buffer
+	stderr := &listener{see: see}
+	cmd.Stdout, cmd.Stderr = &stdout, stderr
 	start := time.Now()
 	err := cmd.Run()
 	if _, exited := err.(*exec.ExitError); err != nil && !exited {
 		s.t.Fatal(err)
 	}
-	o := outcome{stdout: stdout.String(), stderr: stderr.String(), code: cmd.ProcessState.ExitCode()}
+	o := outcome{stdout: stdout.String(), stderr: stderr.text.String(), code: cmd.ProcessState.ExitCode()}
 	s.t.Logf("respaldo %v: exit code %d after %s", args, o.code, time.Since(start).Round(time.Millisecond))
 	return o
+}
+
+// listener keeps what is written, and shows each part of it to see.
+type listener struct {
+	text bytes.Buffer
+	see  func(part []byte)
+}
+
+func (l *listener) Write(part []byte) (int, error) {
+	if l.see != nil {
+		l.see(part)
+	}
+	return l.text.Write(part)
 }
 
 // ok runs respaldo, which must succeed.
@@ -222,7 +243,12 @@ func (s *stand) backup(args ...string) backup.Made {
 // printed options and none of the laboratory's for the binlog, and with more.
 func (s *stand) restored(id string, more ...string) *guest.Server {
 	s.t.Helper()
-	to := filepath.Join(s.volume.Path, "restored-"+id[:8]) // a real filesystem: memory knows no O_DIRECT
+	return s.restoredTo(filepath.Join(s.volume.Path, "restored-"+id[:8]), id, more...) // a real filesystem: memory knows no O_DIRECT
+}
+
+// restoredTo is restored with a directory of the caller's choice.
+func (s *stand) restoredTo(to, id string, more ...string) *guest.Server {
+	s.t.Helper()
 	var done backup.Restored
 	s.into(&done, "restore", id, "--to", to)
 	args := []string{"--skip-log-bin"}

@@ -28,7 +28,7 @@ func TestUnlocked(t *testing.T) {
 		t.Run(c.volume+" "+c.server, func(t *testing.T) {
 			s := newStand(t, c.volume, c.server, standOptions{})
 			s.server.Exec(t, "ALTER TABLE shop.notes ENGINE=InnoDB")
-			load := guest.StartLoadEvery(t, s.server, writers, pace/4)
+			load := guest.StartLoadEvery(t, s.server, writers, pace)
 			load.Moves(t, testLimit)
 
 			made := s.backup().Backup.Manifest

@@ -69,6 +69,9 @@ func dieMeanwhile() {
 // It ends by itself, whatever it has to say to nobody: a broken pipe would end it midway.
 func TestUninterruptibleCommandOutlivesUs(t *testing.T) {
 	ended := filepath.Join(t.TempDir(), "ended")
+	if err := syscall.Mkfifo(ended, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	in, hold, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -81,13 +84,18 @@ func TestUninterruptibleCommandOutlivesUs(t *testing.T) {
 		t.Fatalf("not killed: %v %s", err, out)
 	}
 	hold.Close()
-	for until := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Stat(ended); err == nil {
-			return
+	opened := make(chan error, 1)
+	go func() { // returns when the command's last statement opens the other end
+		_, err := os.ReadFile(ended)
+		opened <- err
+	}()
+	select {
+	case err := <-opened:
+		if err != nil {
+			t.Fatal(err)
 		}
-		if time.Now().After(until) {
-			t.Fatal("the command ended before its end")
-		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the command ended before its end")
 	}
 }
 

@@ -5,13 +5,11 @@ package volume_test
 import (
 	"bytes"
 	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -71,125 +69,11 @@ func describes(t *testing.T, origin volume.Volume, v *guest.Volume) {
 	}
 }
 
-// twins is a writer whose two files never differ by more than one in any single instant.
-type twins struct {
-	dir   string
-	mu    sync.Mutex
-	acked uint64
-	begun uint64
-	err   error
-	stop  chan struct{}
-	done  chan struct{}
-}
-
-func startTwins(dir string) *twins {
-	w := &twins{dir: dir, stop: make(chan struct{}), done: make(chan struct{})}
-	go w.run()
-	return w
-}
-
-func (w *twins) run() {
-	defer close(w.done)
-	var files [2]*os.File
-	for i := range files {
-		if files[i], w.err = os.Create(filepath.Join(w.dir, fmt.Sprint("twin", i))); w.err != nil {
-			return
-		}
-		defer files[i].Close()
-	}
-	record := make([]byte, 8)
-	for n := uint64(1); ; n++ {
-		select {
-		case <-w.stop:
-			return
-		default:
-		}
-		w.mu.Lock()
-		w.begun = n
-		w.mu.Unlock()
-		binary.LittleEndian.PutUint64(record, n)
-		for _, f := range files {
-			_, err := f.WriteAt(record, int64(n%512)*4096)
-			if err = firstOf(err, f.Sync()); err != nil {
-				w.err = err
-				return
-			}
-		}
-		w.mu.Lock()
-		w.acked = n
-		w.mu.Unlock()
-	}
-}
-
-func (w *twins) at() (acked, begun uint64) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.acked, w.begun
-}
-
-// moves waits until the writer has got on.
-func (w *twins) moves(t *testing.T) {
-	t.Helper()
-	_, from := w.at()
-	guest.Eventually(t, 20*time.Second, func() error {
-		if acked, _ := w.at(); acked < from+5 {
-			return fmt.Errorf("the writer stands at %d: %w", acked, w.err)
-		}
-		return nil
-	})
-}
-
-func (w *twins) end() error {
-	close(w.stop)
-	<-w.done
-	return w.err
-}
-
-// lastTwin is the highest record in a file.
-func lastTwin(t *testing.T, path string) uint64 {
-	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var last uint64
-	for ; len(text) >= 8; text = text[min(4096, len(text)):] {
-		last = max(last, binary.LittleEndian.Uint64(text))
-	}
-	return last
-}
-
 // takenUnderLoad: the snapshot is one instant between its command's start and end.
 func takenUnderLoad(t *testing.T, origin volume.Volume, data string) {
 	w := startTwins(data)
 	w.moves(t)
-	p, err := origin.Prepare(t.Context(), volume.Request{Server: "load", Bytes: 64 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := volume.Settle(data); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Ready(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	w.moves(t) // nobody waits before Take
-	least, _ := w.at()
-	start := time.Now()
-	err = p.Take(t.Context())
-	took := time.Since(start)
-	_, most := w.at() // whatever Finish has still to do: the instant has passed
-	if err != nil {
-		t.Fatal(err)
-	}
-	snap, err := p.Finish()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if pause := p.Pause(); pause > took { // none if it was not seen
-		t.Errorf("the volume paused for %s, within %s", pause, took)
-	}
-	t.Logf("taken in %s, suspended for %s, finished %s later", took, p.Pause(), time.Since(start)-took)
+	snap, p, least, most := w.taken(t, origin, volume.Request{Server: "load", Bytes: 64 << 20})
 	if d := p.Describe(); d.Name == "" || d.Name != snap.Describe().Name || d.Server != "load" {
 		t.Errorf("pending %+v became %+v", d, snap.Describe())
 	}

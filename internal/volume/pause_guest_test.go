@@ -51,29 +51,11 @@ func TestPause(t *testing.T) {
 					if len(suspended) > 1 {
 						t.Errorf("lvcreate suspended the origin for %v", suspended)
 					}
-					t.Logf("%s, lvcreate:  suspended %8.1f ms, lock %8.1f ms", kind, ms(suspended...), ms(held))
+					t.Logf("suspended %8.1f ms, lock %8.1f ms by lvcreate", ms(suspended...), ms(held))
 					guest.Run(t, "lvremove", "-qq", "--yes", v.Group+"/stock")
 
-					p, err := origin.Prepare(t.Context(), volume.Request{Server: "pause", Bytes: 64 << 20})
-					if err != nil {
-						t.Fatal(err)
-					}
-					if err := p.Ready(t.Context()); err != nil {
-						t.Fatal(err)
-					}
-					w.moves(t) // nobody waits for what is ready
-					if err := volume.Settle(v.Path); err != nil {
-						t.Fatal(err)
-					}
-					start := time.Now()
-					err = p.Take(t.Context())
-					held = time.Since(start)
-					snap, finishErr := p.Finish()
-					if err = firstOf(err, finishErr); err != nil {
-						t.Fatal(err)
-					}
+					snap, p, _, _ := w.taken(t, origin, volume.Request{Server: "pause", Bytes: 64 << 20})
 					seen = seen || p.Pause() > 0
-					t.Logf("%s, respaldo: suspended %8.1f ms, lock %8.1f ms", kind, ms(p.Pause()), ms(held))
 					if err := snap.Remove(t.Context()); err != nil {
 						t.Error(err)
 					}
@@ -88,11 +70,4 @@ func TestPause(t *testing.T) {
 			before.NothingLeft(t)
 		})
 	}
-}
-
-func ms(each ...time.Duration) (sum float64) {
-	for _, d := range each {
-		sum += float64(d.Microseconds()) / 1000
-	}
-	return sum
 }
