@@ -213,17 +213,19 @@ func (e *exact) take(how, lock string, load *exactLoad) (img exactImage) {
 	}, nil, append(args, "--lock="+lock, "--json")...)
 	switch respaldo.Kind(o.code) {
 	case 0:
-		var made backup.Made
-		var kept backup.KeptSnapshot
-		into := any(&kept)
+		read := func(into any) {
+			if err := json.Unmarshal([]byte(o.stdout), into); err != nil {
+				e.t.Fatalf("no JSON: %v\n%s", err, o.stdout)
+			}
+		}
 		if img.backup {
-			into = &made
-		}
-		if err := json.Unmarshal([]byte(o.stdout), into); err != nil {
-			e.t.Fatalf("no JSON: %v\n%s", err, o.stdout)
-		}
-		if img.ref, img.taken = kept.Snapshot.Name, kept.Manifest.Quiesced; img.backup {
+			var made backup.Made
+			read(&made)
 			img.ref, img.taken = made.Backup.ID, made.Backup.Manifest.Quiesced
+		} else {
+			var kept backup.KeptSnapshot
+			read(&kept)
+			img.ref, img.taken = kept.Snapshot.Name, kept.Manifest.Quiesced
 		}
 		if img.taken.Coordinates.File == "" {
 			e.t.Errorf("an image without coordinates: %+v", img.taken)
