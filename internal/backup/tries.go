@@ -85,14 +85,13 @@ func (t *tries) again(ctx context.Context, op *operation, o *Outlook, q respaldo
 	case errors.Is(err, mysql.ErrChanged):
 		return t.lookAnew(ctx, op, o, err)
 	case errors.Is(err, mysql.ErrCrossed):
-		stop := t.retake(op, o, err)
-		if stop == nil && q.Mode != respaldo.LockNone {
-			stop = t.rest(ctx, t.cost(q))
+		if stop := t.retake(op, o, err); stop != nil {
+			return stop
 		}
-		return stop
+		return t.catchUp(ctx, q)
 	case errors.Is(err, volume.ErrSuspendedAgain):
 		op.Report.Warn(fmt.Sprintf("try %d: %v; taken again", t.made, err))
-		return nil
+		return t.catchUp(ctx, q)
 	case respaldo.KindOf(err) != respaldo.LockTimeout || q.WaitedSeconds == 0: // it was never asked for: patience is used up
 		return err
 	}
@@ -107,6 +106,14 @@ func (t *tries) again(ctx context.Context, op *operation, o *Outlook, q respaldo
 	}
 	op.Report.Warn(fmt.Sprintf("try %d: %v; trying again in %s", t.made, err, FormatDuration(pause)))
 	return t.rest(ctx, pause)
+}
+
+// catchUp gives writers who were held time to catch up; those who were not need none.
+func (t *tries) catchUp(ctx context.Context, q respaldo.Quiesced) error {
+	if q.Mode == respaldo.LockNone {
+		return nil
+	}
+	return t.rest(ctx, t.cost(q))
 }
 
 // cost is how long writers get to catch up: what made them wait for so long must not come

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"syscall"
@@ -222,6 +223,9 @@ func (f *Facts) outsideTablespace(l *layouter, t tablespace) {
 		}
 	}
 	dir := filepath.Dir(path)
+	if strings.HasPrefix(filepath.Base(path), "#sql") && slices.Contains(strings.Split(f.Variables["tmpdir"], ":"), dir) {
+		return // a temporary table: it ends with its session (MySQL 5.6; compressed ones in 5.7)
+	}
 	if db, _, ok := strings.Cut(t.name, "/"); ok && filepath.Base(dir) == db {
 		path = dir
 	}

@@ -105,7 +105,6 @@ func (c *lvmCommand) abandon() {
 			}
 		}
 	}
-	<-c.ended
-	c.lock.release()
+	c.lock.release() // also where it waits for a device that does not answer: what was killed runs no more
 	c.lock = nil
 }

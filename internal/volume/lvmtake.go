@@ -55,6 +55,10 @@ func (p *lvmPending) Pause() time.Duration        { return p.pause }
 
 func (p *lvmPending) Ready(ctx context.Context) error {
 	p.ready = true
+	if p.command != nil { // somebody began to stand in the way meanwhile, so this comes again
+		p.command.abandon()
+		p.command = nil
+	}
 	if p.locks == "" {
 		return nil
 	}

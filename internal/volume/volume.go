@@ -95,8 +95,8 @@ type Request struct {
 	Started func(pid int)
 }
 
-// Pending is a snapshot about to be taken: Ready, Take and Finish, each once, in this order.
-// After an error, or when it is not taken at all, Cancel is due.
+// Pending is a snapshot about to be taken: Ready (again, where the lock comes too late), Take
+// and Finish, in this order. After an error, or when it is not taken at all, Cancel is due.
 type Pending interface {
 	// Describe is complete but for Created.
 	Describe() respaldo.Snapshot
