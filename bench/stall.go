@@ -27,7 +27,7 @@ const (
 	labPace          = 60 * time.Millisecond
 	hostPace         = 10 * time.Millisecond
 	stallWindow      = 2 * time.Second
-	stallRead        = 8 * time.Second // how long the long SELECT goes on
+	stallRead        = 20 * time.Second // how long the long SELECT goes on: longer than a contender that does not wait for it
 	stallRounds      = 3
 )
 

@@ -89,6 +89,9 @@ func (s *stallSet) aims() (list []string) {
 	if look := s.find(stall.Look); look != nil {
 		list = append(list, fmt.Sprintf("`respaldo check`, which takes nothing, has %.2f times the gap without a backup: that much is the lab's one processor.", look.Gap/none.Gap))
 	}
+	if s.Read > 0 {
+		say(ours.Took+stall.Lead.Seconds() < s.Read, "respaldo was done after %.1f s; the SELECT ended after %.1f s.", ours.Took, s.Read-stall.Lead.Seconds())
+	}
 	if s.Kind == "btrfs" { // the aim is about what LVM does meanwhile
 		list = append(list, fmt.Sprintf("The classic script's is %.1f times respaldo's.", classic.Gap/ours.Gap))
 	} else {

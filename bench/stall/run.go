@@ -35,6 +35,10 @@ type bench struct {
 // tail is for how long after its end a contender is watched at least.
 const tail = 500 * time.Millisecond
 
+// quiet is how long the load is watched at least while nothing happens: about as long as a
+// contender takes, since the longest gap of a longer time is longer.
+const quiet = 10 * time.Second
+
 // Run measures what the plan says, as root, and writes the results to its file. It prints each
 // trial.
 func Run(t guest.T, plan Plan) {
@@ -177,7 +181,11 @@ func (b *bench) trial(c contender) (Trial, error) {
 	begun := b.load.now()
 	lock, failed := c.take()
 	took := b.load.now() - begun
-	within := span{begun, begun + max(b.plan.Window, took+tail)}
+	window := b.plan.Window
+	if c.name == None {
+		window = max(window, quiet)
+	}
+	within := span{begun, begun + max(window, took+tail)}
 	b.until(within.to)
 	pause, err := b.probe.take()
 	if read != nil {
@@ -206,7 +214,7 @@ func (b *bench) until(at time.Duration) { time.Sleep(at - b.load.now()) }
 
 // caughtUp waits until the load has done what it could not do during the last trial.
 func (b *bench) caughtUp() error {
-	const limit = time.Minute
+	const limit = 3 * time.Minute
 	for begun := time.Now(); b.load.late() > b.plan.Pace; time.Sleep(b.plan.Pace) {
 		if time.Since(begun) > limit {
 			return fmt.Errorf("the server cannot carry the load of %d transactions in %s: it is %s behind", b.plan.Connections, b.plan.Pace, b.load.late())
