@@ -152,8 +152,14 @@ func (e *exact) round(t *testing.T, r exactRound) {
 			e.shifted(&img, origin)
 		}
 		img.count(&result)
-		if r.lock == string(respaldo.LockAuto) && img.outcome != imageExact {
+		calm := r.profile == "transactional" // so that nothing speaks against an image without a lock
+		switch mode := img.taken.Mode; {
+		case img.outcome != imageExact && r.lock == "auto":
 			t.Errorf("auto is to find a way that is exact: %s: %s", img.outcome, img.reason)
+		case img.outcome != imageExact && calm && r.lock != "backup":
+			t.Errorf("%s: %s", img.outcome, img.reason)
+		case img.outcome == imageExact && r.lock != "auto" && string(mode) != r.lock, calm && r.lock == "auto" && mode != respaldo.LockNone:
+			t.Errorf("--lock=%s took an image under the lock %s", r.lock, mode)
 		}
 		if img.ref != "" && !img.backup {
 			e.ok("snapshot", "remove", img.ref)
