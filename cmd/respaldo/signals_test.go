@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
 )
 
 func TestInterruptedOnce(t *testing.T) {
+	caught := make(chan os.Signal, 1) // what we ignore, under nohup, our children would ignore, too
+	signal.Notify(caught, syscall.SIGINT, syscall.SIGHUP)
+	defer signal.Stop(caught)
 	for sig, code := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143, syscall.SIGHUP: 129} {
 		cmd := program("wait", "--json")
 		var stderr bytes.Buffer
